@@ -1,0 +1,141 @@
+// Package config reads gatepost's one TOML file and the secret files it names into a validated Config. Every problem
+// is reported at once, as file:line: key: text, with a hint. What it returns is complete: defaults are filled in,
+// names resolve, addresses parse, keys that must agree do. It opens no sockets and asks no DNS.
+package config
+
+import (
+	"net/netip"
+	"time"
+
+	"gatepost/message"
+)
+
+// Any as an egress says that the host may choose the source address.
+const Any = "any"
+
+// Config is the whole configuration. Maps are keyed by the name in the section's header; each section also holds it.
+type Config struct {
+	File     string // as given
+	Dir      string // relative paths in the file start here
+	Hostname string // for EHLO, Received, Message-ID and the banner
+	StateDir string // absolute
+	Listen   map[string]*Listen
+	Client   map[string]*Client
+	Stream   map[string]*Stream
+	Egress   map[string]*Egress
+	Upstream map[string]*Upstream
+	Store    Store
+	History  History
+	Log      Log
+	Limits   Limits
+	Warnings []*Problem // what works, but somebody should know
+}
+
+// Store is [store].
+type Store struct {
+	Engine string // "sqlite"
+}
+
+// Listen is [listen.NAME]: a door.
+type Listen struct {
+	Name           string
+	Protocol       string   // "smtp"
+	Address        string   // host:port
+	Clients        []string // those it serves
+	MaxSize        int64    // octets of one message
+	MaxRecipients  int      // per message
+	MaxConnections int      // in all
+	MaxPerSource   int      // per client address
+	ReceivedFrom   string   // "public" (default): the Received field names the client's address unless it is private; "always"; "never"
+}
+
+// Client is [client.NAME]: who submits.
+type Client struct {
+	Name     string
+	Networks []netip.Prefix // non-empty
+	Streams  []string       // non-empty
+}
+
+// Stream is [stream.NAME]: a class of mail.
+type Stream struct {
+	Name           string
+	Kind           message.Kind
+	Domains        []string // lower case A-labels; exact, or "*.example.com"
+	Route          []string // names of upstreams, in order
+	Egress         string   // name, or Any
+	DKIM           []DKIM
+	ReturnPath     string // address, or "" for the null sender not being replaced
+	TTL            time.Duration
+	Retry          []time.Duration // waits between tries; the last one repeats
+	Verdict        string          // "queued" or "upstream": when the client gets its answer
+	VerdictTimeout time.Duration
+	WhenDown       string // "refuse" or "queue"
+	CommitTimeout  time.Duration
+	AnswerTimeout  time.Duration
+}
+
+// DKIM is one signature of a stream.
+type DKIM struct {
+	Selector string
+	KeyFile  string // absolute
+	Domain   string // d=; "" for the domain of the header From
+	Shared   bool
+}
+
+// Egress is [egress.NAME]: a source address.
+type Egress struct {
+	Name       string
+	IPv4       netip.Addr // invalid where not set
+	IPv6       netip.Addr // invalid where not set
+	PublicIPv4 netip.Addr // what the world sees behind NAT; invalid where not set
+	Shared     bool
+}
+
+// Upstream is [upstream.NAME]: one account at a service.
+type Upstream struct {
+	Name          string
+	Type          string // "smtp" or "capture"
+	Address       string // host:port
+	Host          string
+	Port          int
+	TLS           string // "starttls", "implicit" or "none"
+	TLSCAFile     string // absolute; "" for the system's roots
+	TLSServerName string // name to verify; Host by default
+	Username      string
+	Password      Secret // re-read at every login
+	Auth          string // "plain", "login", "xoauth2"; "" without a username
+	Token         Secret // for xoauth2; re-read at every login
+	Connections   int
+	Egress        string // name or Any; "" takes the stream's
+	DKIM          string // "sign", "strip" or "none"
+	Shared        bool
+	CommitTimeout time.Duration // 0 takes the stream's
+	AnswerTimeout time.Duration // 0 takes the stream's
+}
+
+// History is [history].
+type History struct {
+	Addresses string        // "hmac", "clear", or "" for hmac on auth and clear on marketing
+	Keep      time.Duration // events older than this are deleted
+}
+
+// Log is [log].
+type Log struct {
+	Level     string // "debug", "info", "warn", "error"
+	Format    string // "text", "json", or "" for json under systemd
+	Addresses string // "masked", "clear", or "" for masked on auth and clear on marketing
+}
+
+// Limits is [limits].
+type Limits struct {
+	BytesInFlight int64 // octets of mail held in memory over all sessions and attempts
+}
+
+// EgressOf returns the name of the egress that mail of stream s leaves by through upstream u: the upstream's own, else
+// the stream's.
+func EgressOf(s *Stream, u *Upstream) string {
+	if u.Egress != "" {
+		return u.Egress
+	}
+	return s.Egress
+}

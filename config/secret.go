@@ -1,0 +1,38 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Secret is a credential that lives in a file. It is read when it is needed, so a rotated one works without a reload,
+// and it never prints.
+type Secret struct {
+	File string // absolute; "" where none is configured
+}
+
+// Set reports whether one is configured.
+func (s Secret) Set() bool { return s.File != "" }
+
+// Read returns the file's first line without its line end.
+func (s Secret) Read() (string, error) {
+	b, err := os.ReadFile(s.File)
+	if err != nil {
+		return "", fmt.Errorf("read secret: %w", err)
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	line = strings.TrimSuffix(line, "\r")
+	if line == "" {
+		return "", fmt.Errorf("read secret: %s is empty", s.File)
+	}
+	return line, nil
+}
+
+// String names the file, never what is in it.
+func (s Secret) String() string {
+	if !s.Set() {
+		return ""
+	}
+	return "file " + s.File
+}

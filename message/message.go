@@ -1,0 +1,146 @@
+// Package message holds the words for one piece of mail on its way through gatepost: ids, kinds, envelopes, bytes,
+// verdicts, attempts, settlements and outcomes. It knows nothing of sockets, disks or policy; every other package
+// speaks to its neighbours in these types.
+package message
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Kind is the class a stream belongs to. It sets the stream's defaults, and decides who goes first.
+type Kind string
+
+// The two kinds of mail that gatepost keeps apart.
+const (
+	Auth      Kind = "auth"      // sign-in codes, links, invitations: short-lived, first in every queue, sealed at rest
+	Marketing Kind = "marketing" // everything that may wait
+)
+
+// Raw is one message as RFC 5322 bytes: header, blank line, body, with CRLF line ends throughout.
+// A Raw is shared by the spool and by attempts and must not be changed once it has been handed on.
+type Raw []byte
+
+// split returns where the header ends (behind the CRLF of its last field) and where the body starts.
+func (r Raw) split() (header, body int) {
+	if bytes.HasPrefix(r, []byte("\r\n")) {
+		return 0, 2
+	}
+	if i := bytes.Index(r, []byte("\r\n\r\n")); i >= 0 {
+		return i + 2, i + 4
+	}
+	return len(r), len(r)
+}
+
+// Header returns the header fields including the CRLF of the last one, without the blank line.
+func (r Raw) Header() []byte { h, _ := r.split(); return r[:h:h] }
+
+// Body returns what follows the blank line.
+func (r Raw) Body() []byte { _, b := r.split(); return r[b:] }
+
+// Submission is one message as a door took it in: nothing has been decided about it yet.
+type Submission struct {
+	Client    string         // config name of the client that the door identified
+	Listener  string         // config name of the listener
+	Remote    netip.AddrPort // where the client connected from
+	Helo      string         // what the client called itself; untrusted
+	With      string         // protocol for the Received field: ESMTP, ESMTPS, HTTP …
+	MailFrom  string         // envelope sender; "" for the null sender
+	To        []Address      // envelope recipients, parsed, at least one
+	SMTPUTF8  bool           // declared at MAIL
+	Raw       Raw            // as received: CRLF line ends, no bare CR or LF, no NUL
+	StartedAt time.Time      // end of data; verdict_timeout counts from here
+}
+
+// Receipt says what became of a Submission that was accepted.
+type Receipt struct {
+	ID ID // of the message; the client's log should hold it
+}
+
+// Message is a piece of mail that policy has let through: what the spool stores once, however many recipients it has.
+type Message struct {
+	ID         ID
+	Stream     string
+	Kind       Kind // of the stream at accept; bodies of Auth are sealed at rest
+	Client     string
+	MailFrom   string // envelope sender to use upstream; "" for the null sender
+	HeaderFrom string // domain of the header From, lower case: chooses d= and the stream
+	Size       int    // octets of Raw
+	SMTPUTF8   bool   // an address or header field needs SMTPUTF8 at the next hop
+	BodyHash   []byte // SHA-256 of Raw, to tell copies apart in trace; may be nil
+	AcceptedAt time.Time
+	ExpiresAt  time.Time // no attempt starts that cannot commit before it
+	Attrs      map[string]string
+	Raw        Raw // as repaired, unsigned
+	Recipients []Recipient
+}
+
+// State says what may be done with a queued recipient.
+type State int
+
+// The states of a queued recipient. The numbers are stored.
+const (
+	Queued          State = 0 // to be sent when due
+	Held            State = 1 // by an operator
+	HeldUnconfirmed State = 2 // handed over, answer lost; kept until it expires or an operator releases it
+)
+
+func (s State) String() string {
+	switch s {
+	case Queued:
+		return "queued"
+	case Held:
+		return "held"
+	case HeldUnconfirmed:
+		return "held-unconfirmed"
+	}
+	return fmt.Sprintf("state(%d)", int(s))
+}
+
+// Recipient is one row of the queue: one address of one message and how far it got.
+type Recipient struct {
+	N            int    // position in the message, from 0; with the message's id the row's key
+	Address      string // the mailbox in its canonical form (Address.String)
+	Lane         string // the stream's name: lanes belong to streams
+	Need         string // distinct egress names of the route at accept, sorted, comma-joined; "" for any
+	State        State  //
+	DueAt        time.Time
+	Attempts     int      // tries that ended with a verdict about the message or the recipient
+	MaybeSent    bool     // the process died between commit and settlement: a copy may be out
+	Copies       int      // hand-overs that may have reached somebody (unknown, maybe_sent, hedge)
+	Refused      []string // upstreams that refused it with message scope
+	LastUpstream string
+	LastReply    string // masked: no codes, no URLs
+}
+
+// RecipientID is the key of a queued recipient.
+type RecipientID struct {
+	Message ID
+	N       int
+}
+
+// Delivery is what Claim hands to a lane: a message with those of its recipients that are now ours.
+type Delivery struct {
+	Message *Message // with Raw; its Recipients are those claimed
+	Epoch   int64    // under which they were claimed; Settle is conditional on it
+	Held    bool     // the body cannot be opened (its key is gone): hold and raise an alarm
+}
+
+// PutResult tells what a durable Put did.
+type PutResult struct {
+	Epoch int64 // under which born-owned rows were written; 0 when they were not
+}
+
+// Envelope is what one hand-over names beside the bytes.
+type Envelope struct {
+	ID       ID
+	Stream   string
+	Kind     Kind
+	From     string   // "" for the null sender
+	To       []string // one verdict each comes back, in this order
+	SMTPUTF8 bool     // ask for it at MAIL
+	EightBit bool     // BODY=8BITMIME is needed
+	Size     int      // octets of the rendered bytes
+}

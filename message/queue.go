@@ -1,0 +1,42 @@
+package message
+
+import "time"
+
+// QueueFilter chooses rows of the queue. Zero fields do not restrict.
+type QueueFilter struct {
+	IDs     []ID   `json:"ids,omitempty"`
+	Stream  string `json:"stream,omitempty"`
+	Address string `json:"address,omitempty"` // of a recipient, exact
+	State   *State `json:"state,omitempty"`
+	After   ID     `json:"after,omitzero"`  // for paging: only ids above it
+	Limit   int    `json:"limit,omitempty"` // rows; 0 for 100 where rows are listed, all where they are changed
+}
+
+// QueueRow is one recipient of the queue as operators see it.
+type QueueRow struct {
+	ID           ID        `json:"msg_id"`
+	N            int       `json:"n"`
+	Stream       string    `json:"stream"`
+	Client       string    `json:"client"`
+	MailFrom     string    `json:"mail_from"`
+	Address      string    `json:"address"`
+	Size         int       `json:"size"`
+	State        string    `json:"state"` // queued, held, held-unconfirmed, in-flight
+	AcceptedAt   time.Time `json:"accepted_at"`
+	DueAt        time.Time `json:"due_at"`
+	ExpiresAt    time.Time `json:"expires_at"`
+	Attempts     int       `json:"attempts"`
+	MaybeSent    bool      `json:"maybe_sent,omitempty"`
+	Copies       int       `json:"copies,omitempty"`
+	LastUpstream string    `json:"last_upstream,omitempty"`
+	LastReply    string    `json:"last_reply,omitempty"`
+}
+
+// LaneCount sums up one lane of the queue.
+type LaneCount struct {
+	Lane     string    `json:"lane"`
+	Queued   int       `json:"queued"`
+	InFlight int       `json:"in_flight"`
+	Held     int       `json:"held"` // by an operator or unconfirmed
+	Oldest   time.Time `json:"oldest,omitzero"`
+}
