@@ -2,7 +2,6 @@ package config
 
 import (
 	"fmt"
-	"os"
 	"strings"
 )
 
@@ -15,16 +14,16 @@ type Secret struct {
 // Set reports whether one is configured.
 func (s Secret) Set() bool { return s.File != "" }
 
-// Read returns the file's first line without its line end.
+// Read returns the file's first line without its line end. Files above 1 MB are refused.
 func (s Secret) Read() (string, error) {
-	b, err := os.ReadFile(s.File)
+	b, err := readBounded(s.File)
 	if err != nil {
-		return "", fmt.Errorf("read secret: %w", err)
+		return "", fmt.Errorf("read secret %s: %w", s.File, cause(err))
 	}
 	line, _, _ := strings.Cut(string(b), "\n")
 	line = strings.TrimSuffix(line, "\r")
 	if line == "" {
-		return "", fmt.Errorf("read secret: %s is empty", s.File)
+		return "", fmt.Errorf("read secret %s: its first line is empty", s.File)
 	}
 	return line, nil
 }

@@ -1,0 +1,239 @@
+package config
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"gatepost/message"
+)
+
+func (l *loader) hostname(top *table) string {
+	s := top.needed("hostname", `the full name of this host: hostname = "gw.example.com"`)
+	if s == "" {
+		return ""
+	}
+	name, err := message.ParseDomain(s)
+	if err != nil {
+		top.bad("hostname", "", "%q is not a host name: %v", s, err)
+	} else if !strings.Contains(name, ".") {
+		top.warn("hostname", "many receivers want a full name, as in gw.example.com", "%q has no dot", s)
+	}
+	return name
+}
+
+func (l *loader) listen(t *table, name string) *Listen {
+	s := &Listen{Name: name}
+	s.Protocol = l.protocol(t, name)
+	s.Address = l.listenAddress(t)
+	s.Clients = t.list("clients", "name the clients that this listener serves")
+	s.MaxSize = t.size("max_size", 25*megabyte)
+	s.MaxRecipients = t.count("max_recipients", 100, 100000)
+	s.MaxConnections = t.count("max_connections", 1000, 1000000)
+	s.MaxPerSource = t.count("max_per_source", min(200, s.MaxConnections), 1000000)
+	s.ReceivedFrom = t.choice("received_from", "public", "public", "always", "never")
+	if s.MaxPerSource > s.MaxConnections {
+		t.warn(t.at("max_per_source"), "", "%d is more than max_connections (%d), so it limits nothing", s.MaxPerSource, s.MaxConnections)
+	}
+	return s
+}
+
+// protocol is given, or the listener's own name.
+func (l *loader) protocol(t *table, name string) string {
+	protocols := []string{"smtp"}
+	if !t.has("protocol") && !slices.Contains(protocols, name) {
+		t.bad(t.at("protocol"), `write protocol = "smtp"`, "is missing, and the listener's name %q is none", name)
+	}
+	return t.choice("protocol", "smtp", protocols...)
+}
+
+func (l *loader) client(t *table, name string) *Client {
+	c := &Client{Name: name}
+	networks := t.list("networks", `name where it connects from: networks = ["127.0.0.1", "10.1.2.0/24"]`)
+	c.Networks = l.networks(t, networks)
+	c.Streams = t.list("streams", "name the streams that this client may use")
+	return c
+}
+
+func (l *loader) stream(t *table, name string) *Stream {
+	s := &Stream{Name: name}
+	t.require("kind", `write kind = "auth" for sign-in mail, "marketing" for what may wait`)
+	s.Kind = message.Kind(t.choice("kind", "", string(message.Auth), string(message.Marketing)))
+	s.Domains = l.domains(t)
+	s.Route = l.route(t)
+	s.Egress = t.needed("egress", `name an egress, or write egress = "any" to let the host choose the address`)
+	s.DKIM = l.dkim(t)
+	s.ReturnPath = l.returnPath(t)
+	d := defaultsOf(s.Kind)
+	s.TTL = t.duration("ttl", d.TTL)
+	s.Retry = t.durations("retry", d.Retry...)
+	s.Verdict = t.choice("verdict", d.Verdict, "queued", "upstream")
+	s.VerdictTimeout = t.duration("verdict_timeout", d.VerdictTimeout)
+	s.WhenDown = t.choice("when_down", d.WhenDown, "refuse", "queue")
+	s.CommitTimeout = t.duration("commit_timeout", d.CommitTimeout)
+	s.AnswerTimeout = t.duration("answer_timeout", d.AnswerTimeout)
+	return s
+}
+
+// defaultsOf returns the settings that a stream's kind decides: codes are worthless late, newsletters are not.
+func defaultsOf(kind message.Kind) Stream {
+	if kind == message.Marketing {
+		return Stream{
+			TTL:            3 * day,
+			Retry:          []time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour},
+			Verdict:        "queued",
+			VerdictTimeout: 4 * time.Second,
+			WhenDown:       "queue",
+			CommitTimeout:  time.Minute,
+			AnswerTimeout:  2 * time.Minute,
+		}
+	}
+	return Stream{
+		TTL:            time.Hour,
+		Retry:          []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, 30 * time.Second},
+		Verdict:        "upstream",
+		VerdictTimeout: 4 * time.Second,
+		WhenDown:       "refuse",
+		CommitTimeout:  1500 * time.Millisecond,
+		AnswerTimeout:  10 * time.Second,
+	}
+}
+
+// domains returns the From domains of a stream in their canonical form.
+func (l *loader) domains(t *table) []string {
+	found := t.list("domains", `name the domains of the header From: domains = ["auth.example.com"]`)
+	for i, s := range found {
+		if s == "" {
+			continue
+		}
+		base, wild := strings.CutPrefix(s, "*.")
+		domain, err := message.ParseDomain(base)
+		switch {
+		case err != nil:
+			t.bad(element(t.at("domains"), i), "", "%q is not a domain: %v", s, err)
+		case wild && !strings.Contains(domain, "."):
+			t.bad(element(t.at("domains"), i), "name the domain below it", "%q holds a whole top-level domain", s)
+			domain = ""
+		case wild:
+			domain = "*." + domain
+		}
+		found[i] = domain
+	}
+	return found
+}
+
+// route returns the names of upstreams in order. For now there is one.
+func (l *loader) route(t *table) []string {
+	const several = "routes of more than one upstream are not supported yet: name one"
+	values, _ := t.m["route"].([]any)
+	isTable := func(v any) bool { _, ok := v.(map[string]any); return ok }
+	_, tables := t.m["route"].([]map[string]any)
+	if tables || len(values) > 1 || slices.ContainsFunc(values, isTable) {
+		t.bad(t.at("route"), `write route = ["NAME"]`, several)
+		return nil
+	}
+	return t.list("route", `name the upstream: route = ["NAME"]`)
+}
+
+// dkim reads one table or a list of them.
+func (l *loader) dkim(t *table) []DKIM {
+	switch v := t.m["dkim"].(type) {
+	case nil:
+		return nil
+	case map[string]any:
+		return []DKIM{l.signature(l.table(t.at("dkim"), "dkim", v))}
+	case []map[string]any:
+		return l.signatures(t.at("dkim"), v)
+	case []any:
+		if len(v) == 0 {
+			t.bad(t.at("dkim"), "leave the key out for no signature", "is empty")
+			return nil
+		}
+		tables := make([]map[string]any, len(v))
+		for i, e := range v {
+			m, ok := e.(map[string]any)
+			if !ok {
+				t.wrongType(element(t.at("dkim"), i), e, "a table", "")
+				return nil
+			}
+			tables[i] = m
+		}
+		return l.signatures(t.at("dkim"), tables)
+	default:
+		t.wrongType(t.at("dkim"), v, "a table or a list of tables", `write dkim = { selector = "gp1", key_file = "gp1.pem" }`)
+		return nil
+	}
+}
+
+func (l *loader) signatures(path string, tables []map[string]any) []DKIM {
+	found := make([]DKIM, len(tables))
+	for i, m := range tables {
+		found[i] = l.signature(l.table(element(path, i), "dkim", m))
+	}
+	return found
+}
+
+func (l *loader) signature(t *table) DKIM {
+	d := DKIM{Shared: t.flag("shared")}
+	d.Selector = l.domainAt(t, "selector", t.needed("selector", `name it as in gp1._domainkey: selector = "gp1"`))
+	t.require("key_file", "gatepost dkim generate makes one")
+	d.KeyFile = t.private("key_file")
+	d.Domain = l.domainAt(t, "domain", t.text("domain"))
+	return d
+}
+
+// domainAt returns the canonical form of the domain, or of the labels below one, that stands at key.
+func (l *loader) domainAt(t *table, key, s string) string {
+	if s == "" {
+		return ""
+	}
+	domain, err := message.ParseDomain(s)
+	if err != nil {
+		t.bad(t.at(key), "", "%q cannot be used: %v", s, err)
+	}
+	return domain
+}
+
+func (l *loader) returnPath(t *table) string {
+	s := t.text("return_path")
+	if s == "" {
+		return ""
+	}
+	a, err := message.ParseAddress(s)
+	if err != nil {
+		t.bad(t.at("return_path"), "", "%q is not an address: %v", s, err)
+		return ""
+	}
+	return a.String()
+}
+
+func (l *loader) egress(t *table, name string) *Egress {
+	e := &Egress{Name: name, Shared: t.flag("shared")}
+	if name == Any {
+		t.bad(t.path, "give it another name", "%q is the word for no egress at all", Any)
+	}
+	e.IPv4 = l.sourceAddress(t, "ipv4", false)
+	e.IPv6 = l.sourceAddress(t, "ipv6", true)
+	e.PublicIPv4 = l.sourceAddress(t, "public_ipv4", false)
+	if !t.has("ipv4") && !t.has("ipv6") {
+		t.bad(t.path, `write ipv4 = "203.0.113.10", ipv6 or both`, "has no address")
+	} else if t.has("public_ipv4") && !t.has("ipv4") {
+		t.bad(t.at("public_ipv4"), "add ipv4, the address on this host", "is what the world sees of ipv4, which is not set")
+	}
+	return e
+}
+
+func (l *loader) history(t *table) History {
+	return History{
+		Addresses: t.choice("addresses", "", "hmac", "clear"),
+		Keep:      t.duration("keep", 30*day),
+	}
+}
+
+func (l *loader) log(t *table) Log {
+	return Log{
+		Level:     t.choice("level", "info", "debug", "info", "warn", "error"),
+		Format:    t.choice("format", "", "text", "json"),
+		Addresses: t.choice("addresses", "", "masked", "clear"),
+	}
+}
