@@ -1,0 +1,197 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"gatepost/message"
+)
+
+const (
+	maxAuthReserve = 4                // slots kept for each auth lane, at most
+	recoverEvery   = 10 * time.Second // a lowered limit grows by one after so long
+)
+
+var errClosed = errors.New("the upstream is closed")
+
+// slots counts who uses an account. Where lanes of both kinds share it, a few slots are kept for each auth lane. Who
+// has to wait is served auth first, in the order they came.
+type slots struct {
+	mu        sync.Mutex
+	most      int // as configured
+	limit     int // now: the host may have said that most are too many
+	changedAt time.Time
+	auth      []string // auth lanes
+	mixed     bool     // lanes of both kinds are here
+	used      map[string]int
+	inUse     int
+	first     []*waiter // of auth lanes
+	rest      []*waiter
+	closed    bool
+	empty     chan struct{} // closed once closed and nothing is in use
+}
+
+type waiter struct {
+	lane    string
+	granted bool
+	ready   chan struct{}
+}
+
+func newSlots(most int, lanes []LaneKind) *slots {
+	most = max(most, 1)
+	s := &slots{most: most, limit: most, used: map[string]int{}, empty: make(chan struct{})}
+	for _, l := range lanes {
+		if l.Kind == message.Auth && !slices.Contains(s.auth, l.Lane) {
+			s.auth = append(s.auth, l.Lane)
+		}
+		s.mixed = s.mixed || l.Kind != message.Auth
+	}
+	s.mixed = s.mixed && len(s.auth) > 0
+	return s
+}
+
+// take waits for a slot for lane. Its error is ctx's, or errClosed.
+func (s *slots) take(ctx context.Context, lane string) error {
+	w := &waiter{lane: lane, ready: make(chan struct{})}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return errClosed
+	}
+	queue := s.queue(lane)
+	*queue = append(*queue, w)
+	s.grant()
+	s.mu.Unlock()
+	select {
+	case <-w.ready:
+	case <-ctx.Done():
+		s.leave(w)
+		return ctx.Err()
+	}
+	if !w.granted {
+		return errClosed
+	}
+	return nil
+}
+
+// leave takes back what w asked for, and what it was given meanwhile.
+func (s *slots) leave(w *waiter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	queue := s.queue(w.lane)
+	*queue = slices.DeleteFunc(*queue, func(o *waiter) bool { return o == w })
+	if w.granted {
+		s.put(w.lane)
+	}
+}
+
+// give returns a slot that take gave.
+func (s *slots) give(lane string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.put(lane)
+}
+
+func (s *slots) put(lane string) {
+	s.inUse--
+	if s.used[lane]--; s.used[lane] == 0 {
+		delete(s.used, lane)
+	}
+	if s.closed && s.inUse == 0 {
+		close(s.empty)
+	}
+	s.grant()
+}
+
+func (s *slots) queue(lane string) *[]*waiter {
+	if slices.Contains(s.auth, lane) {
+		return &s.first
+	}
+	return &s.rest
+}
+
+// grant serves as many waiters as there is room for.
+func (s *slots) grant() {
+	s.regain()
+	for _, queue := range []*[]*waiter{&s.first, &s.rest} {
+		*queue = slices.DeleteFunc(*queue, func(w *waiter) bool {
+			if s.limit-s.inUse <= s.kept(w.lane) {
+				return false
+			}
+			s.inUse++
+			s.used[w.lane]++
+			w.granted = true
+			close(w.ready)
+			return true
+		})
+	}
+}
+
+// kept returns how many free slots lane must leave for the auth lanes beside it.
+func (s *slots) kept(lane string) int {
+	if !s.mixed {
+		return 0
+	}
+	// The rest always has a slot, however many auth lanes there are.
+	each := min(maxAuthReserve, s.limit/4, (s.limit-1)/len(s.auth))
+	n := 0
+	for _, a := range s.auth {
+		if a != lane {
+			n += max(0, each-s.used[a])
+		}
+	}
+	return n
+}
+
+// lower is called by the holder of a slot whom the host told that there are too many connections. It makes what there
+// is without that one the limit: the other slots in use, or the connections open, whichever is more. It reports false
+// where there is nothing, so that waiting for it would be in vain.
+func (s *slots) lower(open int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := max(open, s.inUse-1)
+	if n == 0 {
+		return false
+	}
+	s.limit = min(s.limit, n)
+	s.changedAt = time.Now()
+	return true
+}
+
+// regain raises a lowered limit by what time has earned.
+func (s *slots) regain() {
+	for s.limit < s.most && time.Since(s.changedAt) >= recoverEvery {
+		s.limit++
+		s.changedAt = s.changedAt.Add(recoverEvery)
+	}
+}
+
+// close refuses all who wait and all who come.
+func (s *slots) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.closed = true
+	for _, w := range slices.Concat(s.first, s.rest) {
+		close(w.ready)
+	}
+	s.first, s.rest = nil, nil
+	if s.inUse == 0 {
+		close(s.empty)
+	}
+}
+
+// drain waits until nothing is in use, after close.
+func (s *slots) drain(ctx context.Context) error {
+	select {
+	case <-s.empty:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,285 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"gatepost/config"
+	"gatepost/message"
+)
+
+// A connection is kept for the next mail, but not for ever: hosts close idle and old ones in their own time, and what
+// DNS says of the host should matter again some day.
+const (
+	idleTime = 25 * time.Second // most hosts wait for 30 s or more
+	maxAge   = 5 * time.Minute
+	maxMails = 100
+)
+
+// smtpUpstream hands mail to one SMTP host (RFC 5321) over a pool of kept connections, the last used first.
+type smtpUpstream struct {
+	cfg      *config.Upstream
+	hostname string
+	dial     func(ctx context.Context) (net.Conn, error)
+	tls      *tls.Config
+	slots    *slots
+	closing  context.Context // ends with Close
+	shut     context.CancelFunc
+	leaving  sync.WaitGroup // connections that say QUIT
+
+	mu     sync.Mutex
+	live   map[*smtpConn]bool // all that are logged in
+	pool   []*smtpConn        // those of them that wait for a mail
+	closed bool               // Close has had its end: nothing is kept or quit politely
+}
+
+func newSMTP(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) (*smtpUpstream, error) {
+	dial := func(ctx context.Context) (net.Conn, error) { return egress.DialContext(ctx, "tcp", c.Address) }
+	return newSMTPOver(c, hostname, dial, lanes)
+}
+
+// newSMTPOver is newSMTP with the way to the host given.
+func newSMTPOver(c *config.Upstream, hostname string, dial func(ctx context.Context) (net.Conn, error), lanes []LaneKind) (*smtpUpstream, error) {
+	t, err := tlsConfig(c)
+	if err != nil {
+		return nil, fmt.Errorf("upstream %s: %w", c.Name, err)
+	}
+	u := &smtpUpstream{
+		cfg: c, hostname: hostname, dial: dial, tls: t,
+		slots: newSlots(c.Connections, lanes),
+		live:  map[*smtpConn]bool{},
+	}
+	u.closing, u.shut = context.WithCancel(context.Background())
+	return u, nil
+}
+
+// tlsConfig returns how the host is verified: always, and against the configured roots.
+func tlsConfig(c *config.Upstream) (*tls.Config, error) {
+	switch c.TLS {
+	case "none":
+		return nil, nil
+	case "starttls", "implicit":
+	default:
+		return nil, fmt.Errorf("tls %q is not known", c.TLS)
+	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.TLSServerName}
+	if t.ServerName == "" {
+		t.ServerName = c.Host
+	}
+	if c.TLSCAFile == "" {
+		return t, nil
+	}
+	pem, err := os.ReadFile(c.TLSCAFile)
+	if err != nil {
+		return nil, fmt.Errorf("read tls_ca_file: %w", err)
+	}
+	t.RootCAs = x509.NewCertPool()
+	if !t.RootCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("tls_ca_file %s holds no certificate in PEM form", c.TLSCAFile)
+	}
+	return t, nil
+}
+
+// Traits implements Upstream.
+func (u *smtpUpstream) Traits() Traits { return Traits{DKIM: u.cfg.DKIM} }
+
+// Reserve implements Upstream. Where the host says that there are too many connections (421) while we have others, or
+// are making them, it waits for one of those.
+func (u *smtpUpstream) Reserve(ctx context.Context, lane string) (Slot, error) {
+	for {
+		if err := u.slots.take(ctx, lane); err != nil {
+			return nil, u.named(err)
+		}
+		c, err := u.checkOut(ctx)
+		if err == nil {
+			return &smtpSlot{upstream: u, lane: lane, conn: c, caps: c.caps}, nil
+		}
+		crowded := u.crowded(err)
+		u.slots.give(lane)
+		if !crowded {
+			return nil, u.named(err)
+		}
+	}
+}
+
+// named adds the upstream's name to errClosed.
+func (u *smtpUpstream) named(err error) error {
+	if errors.Is(err, errClosed) {
+		return fmt.Errorf("upstream %s: %w", u.cfg.Name, err)
+	}
+	return err
+}
+
+// crowded reports whether err says that the connections we have are as many as the host wants, and keeps to that.
+func (u *smtpUpstream) crowded(err error) bool {
+	p, ok := errors.AsType[*Paused](err)
+	if !ok || p.Verdict.Code != 421 {
+		return false
+	}
+	u.mu.Lock()
+	open := len(u.live)
+	u.mu.Unlock()
+	return u.slots.lower(open)
+}
+
+// checkOut returns a kept connection that still works, or a new one.
+func (u *smtpUpstream) checkOut(ctx context.Context) (*smtpConn, error) {
+	for {
+		c := u.pop()
+		if c == nil {
+			return u.connect(ctx)
+		}
+		if !c.spoken() {
+			return c, nil
+		}
+		u.kill(c)
+	}
+}
+
+// pop takes the connection last used out of the pool; nil where there is none.
+func (u *smtpUpstream) pop() *smtpConn {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.pool) == 0 {
+		return nil
+	}
+	c := u.pool[len(u.pool)-1]
+	u.pool = u.pool[:len(u.pool)-1]
+	c.idle.Stop()
+	c.reused = true
+	return c
+}
+
+// connect returns a new connection, logged in. Its error is *Paused, ctx's own, or errClosed.
+func (u *smtpUpstream) connect(ctx context.Context) (*smtpConn, error) {
+	dialing, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	defer context.AfterFunc(u.closing, cancel)()
+	c, err := u.login(dialing)
+	if err == nil && u.admit(c) {
+		return c, nil
+	}
+	if err == nil {
+		c.tcp.Close()
+		return nil, errClosed
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case u.closing.Err() != nil:
+		return nil, errClosed
+	case dialing.Err() != nil:
+		return nil, &Paused{Verdict: upstreamDown(message.Temporary, fmt.Sprintf("%s: not connected and logged in within %v", u.cfg.Address, connectTime))}
+	}
+	return nil, err
+}
+
+// login connects and makes the connection ready for mail.
+func (u *smtpUpstream) login(ctx context.Context) (*smtpConn, error) {
+	conn, err := u.dial(ctx)
+	if err != nil {
+		return nil, &Paused{Verdict: upstreamDown(message.Temporary, err.Error())}
+	}
+	c := newSMTPConn(conn, u.cfg.Address)
+	stop := c.until(ctx)
+	err = c.open(u.cfg, u.hostname, u.tls)
+	stop()
+	if err == nil && c.broken {
+		err = c.paused("login", ctx.Err())
+	}
+	if err != nil {
+		c.tcp.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// admit counts c among the live, unless the upstream has closed meanwhile.
+func (u *smtpUpstream) admit(c *smtpConn) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed {
+		return false
+	}
+	u.live[c] = true
+	return true
+}
+
+// kill closes c at once.
+func (u *smtpUpstream) kill(c *smtpConn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	c.broken = true
+	c.tcp.Close()
+	delete(u.live, c)
+}
+
+// checkIn takes c back into the pool, or ends it where it is broken, old or not wanted any more.
+func (u *smtpUpstream) checkIn(c *smtpConn) {
+	if c.broken {
+		u.kill(c)
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closing.Err() != nil || c.mails >= c.maxMails || time.Since(c.born) >= maxAge {
+		u.quit(c)
+		return
+	}
+	c.idle = time.AfterFunc(idleTime, func() { u.retire(c) })
+	u.pool = append(u.pool, c)
+}
+
+// retire ends a connection that has waited in the pool for too long.
+func (u *smtpUpstream) retire(c *smtpConn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if i := slices.Index(u.pool, c); i >= 0 {
+		u.pool = slices.Delete(u.pool, i, i+1)
+		u.quit(c)
+	}
+}
+
+// quit ends c politely, beside the caller, who holds the lock.
+func (u *smtpUpstream) quit(c *smtpConn) {
+	delete(u.live, c)
+	if u.closed {
+		c.tcp.Close()
+		return
+	}
+	u.leaving.Go(c.quit)
+}
+
+// Close implements Upstream. Its error is ctx's, where slots were still in use when it ended.
+func (u *smtpUpstream) Close(ctx context.Context) error {
+	u.slots.close()
+	u.shut()
+	u.mu.Lock()
+	for _, c := range u.pool {
+		c.idle.Stop()
+		u.quit(c)
+	}
+	u.pool = nil
+	u.mu.Unlock()
+
+	err := u.slots.drain(ctx)
+	u.mu.Lock()
+	u.closed = true
+	for c := range u.live {
+		c.tcp.Close()
+	}
+	u.mu.Unlock()
+	u.leaving.Wait()
+	if err != nil {
+		return fmt.Errorf("close upstream %s: mail was still being handed over: %w", u.cfg.Name, err)
+	}
+	return nil
+}
