@@ -40,3 +40,23 @@ type LaneCount struct {
 	Held     int       `json:"held"` // by an operator or unconfirmed
 	Oldest   time.Time `json:"oldest,omitzero"`
 }
+
+// LaneStatus is how a lane stands in this process.
+type LaneStatus struct {
+	Lane     string       `json:"lane"`
+	Kind     Kind         `json:"kind"`
+	InFlight int          `json:"in_flight"` // hand-overs under way
+	Limit    int          `json:"limit"`     // hand-overs at once
+	Held     bool         `json:"held,omitempty"`
+	Pairs    []PairStatus `json:"upstreams"`
+}
+
+// PairStatus is how one upstream stands for one lane.
+type PairStatus struct {
+	Upstream string    `json:"upstream"`
+	Egress   string    `json:"egress"`
+	Paused   bool      `json:"paused"`
+	Since    time.Time `json:"since,omitzero"` // of the trouble that has not ended yet
+	Verdict  Class     `json:"verdict,omitempty"`
+	Reply    string    `json:"reply,omitempty"`
+}

@@ -22,8 +22,10 @@ type Spool interface {
 	Settle(ctx context.Context, s []message.Settlement) (lost []message.RecipientID, err error)
 	// Release gives rows back unowned with their due time unchanged (shutdown, pause) in the next flush.
 	Release(ctx context.Context, ids []message.RecipientID) error
-	// NextDue returns when the earliest unowned queued recipient of lane is due, whatever its need.
-	NextDue(ctx context.Context, lane string) (time.Time, bool, error)
+	// Needs returns the distinct values of need among lane's unowned queued recipients.
+	Needs(ctx context.Context, lane string) ([]string, error)
+	// NextDue returns when the earliest unowned queued recipient of lane whose need is in can is due.
+	NextDue(ctx context.Context, lane string, can []string) (time.Time, bool, error)
 	// NextExpiry returns when the lifetime of the earliest message with an unowned recipient ends.
 	NextExpiry(ctx context.Context) (time.Time, bool, error)
 	// Expire ends up to max unowned rows past their lifetime, of whatever lane and state, each with an event: expired,
@@ -45,8 +47,8 @@ type Spool interface {
 	StreamHeld(stream string) bool
 }
 
-// Write is a Put under way.
-type Write interface {
+// Write is a Put under way. An alias, so that a spool need not know this package.
+type Write = interface {
 	Done() <-chan struct{}
 	Result() (message.PutResult, error) // after Done
 }

@@ -1,0 +1,124 @@
+package relay
+
+import (
+	"container/list"
+	"context"
+	"sync"
+)
+
+// gate lets a bounded number of goroutines through, those who are first before the others and each kind in order of
+// arrival. Go's scheduler has no priorities and an RSA signature holds a processor for a millisecond, so what must not
+// wait has to be let in first. Its limit may change at any time.
+type gate struct {
+	mu     sync.Mutex
+	limit  int
+	used   int
+	first  list.List // of chan struct{}
+	others list.List
+}
+
+func newGate(limit int) *gate { return &gate{limit: limit} }
+
+// ticket is a place in the line before a gate.
+type ticket struct {
+	gate *gate
+	in   chan struct{} // closed when let in
+	line *list.List
+	at   *list.Element // nil for who was let in at once
+}
+
+// queue gets in line, and inside at once where there is room. Whoever has a ticket must wait on it.
+func (g *gate) queue(first bool) *ticket {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t := &ticket{gate: g, in: make(chan struct{}), line: &g.others}
+	if first {
+		t.line = &g.first
+	}
+	if g.free() {
+		g.used++
+		close(t.in)
+	} else {
+		t.at = t.line.PushBack(t.in)
+	}
+	return t
+}
+
+// wait waits to be let in. When ctx ends first the place in line is given up.
+func (t *ticket) wait(ctx context.Context) error {
+	select {
+	case <-t.in:
+		return nil
+	default:
+	}
+	select {
+	case <-t.in:
+		return nil
+	case <-ctx.Done():
+	}
+	t.gate.mu.Lock()
+	defer t.gate.mu.Unlock()
+	select {
+	case <-t.in: // at the same moment
+		t.gate.used--
+		t.gate.admit()
+	default:
+		t.line.Remove(t.at)
+	}
+	return context.Cause(ctx)
+}
+
+// enter waits until there is room, or for ctx.
+func (g *gate) enter(ctx context.Context, first bool) error { return g.queue(first).wait(ctx) }
+
+// tryEnter takes a place if one is free and nobody waits for it.
+func (g *gate) tryEnter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.free() {
+		return false
+	}
+	g.used++
+	return true
+}
+
+// free reports room that nobody waits for. mu is held.
+func (g *gate) free() bool { return g.used < g.limit && g.first.Len() == 0 && g.others.Len() == 0 }
+
+// leave gives a place back.
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.used--
+	g.admit()
+}
+
+// setLimit changes how many may be in at once. Those inside stay.
+func (g *gate) setLimit(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.limit = n
+	g.admit()
+}
+
+// load returns how many are in and how many may be.
+func (g *gate) load() (used, limit int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.used, g.limit
+}
+
+// admit lets in as many as there is room for. mu is held.
+func (g *gate) admit() {
+	for g.used < g.limit {
+		q := &g.first
+		if q.Len() == 0 {
+			q = &g.others
+		}
+		if q.Len() == 0 {
+			return
+		}
+		close(q.Remove(q.Front()).(chan struct{}))
+		g.used++
+	}
+}

@@ -1,0 +1,270 @@
+package relay
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"gatepost/message"
+	"gatepost/reply"
+)
+
+// claimBytes bounds the bodies that one claim brings into memory, in octets.
+const claimBytes = 8 << 20
+
+// longestNap bounds every wait of a lane, as a safety net against a clock that moves.
+const longestNap = time.Minute
+
+// lane is one stream's way through the relay: it claims what is due, never more than fits its window, and starts the
+// hand-overs. It outlives generations.
+type lane struct {
+	name  string
+	kind  message.Kind
+	pairs []*pair // as plan.route
+	slots *gate   // hand-overs from check-out until their settlement is durable
+	kick  chan struct{}
+	ping  chan chan struct{}
+
+	window int64 // octets of mail that may be outstanding; one message is always let in
+
+	mu          sync.Mutex
+	backlog     bool                             // unowned rows may be due: a new mail must not overtake them
+	puts        int                              // unowned Puts so far
+	outstanding int                              // claimed or born-owned messages not yet settled or put back
+	octets      int64                            // of those
+	waiting     map[message.ID]chan *reply.Error // clients that wait for the outcome of a first try
+}
+
+func newLane(p *plan, window int64) *lane {
+	l := &lane{name: p.stream.Name, kind: p.stream.Kind, window: window, backlog: true,
+		kick: make(chan struct{}, 1), ping: make(chan chan struct{}), waiting: map[message.ID]chan *reply.Error{}}
+	for _, h := range p.route {
+		l.pairs = append(l.pairs, newPair(l, h))
+	}
+	l.slots = newGate(l.limit())
+	return l
+}
+
+// limit returns how many hand-overs the pairs that work allow at once.
+func (l *lane) limit() int {
+	n := 0
+	for _, p := range l.pairs {
+		n += p.limit()
+	}
+	return n
+}
+
+// adjust follows a change in a pair. While all are paused one place stays, through which what was claimed goes back.
+func (l *lane) adjust() {
+	limit := l.limit()
+	l.slots.setLimit(max(1, limit))
+	l.poke()
+	if limit > 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id := range l.waiting {
+		l.tell(id, nil)
+	}
+}
+
+// await returns where the outcome of id's first try will be told: nil, or why it was refused for good. With every
+// upstream paused there is nothing to wait for.
+func (l *lane) await(id message.ID) <-chan *reply.Error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ch := make(chan *reply.Error, 1)
+	l.waiting[id] = ch
+	if l.limit() == 0 {
+		l.tell(id, nil)
+	}
+	return ch
+}
+
+// answer tells whoever waits for id.
+func (l *lane) answer(id message.ID, refusal *reply.Error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tell(id, refusal)
+}
+
+// tell is answer with mu held.
+func (l *lane) tell(id message.ID, refusal *reply.Error) {
+	if ch, ok := l.waiting[id]; ok {
+		ch <- refusal
+		delete(l.waiting, id)
+	}
+}
+
+// forget ends the waiting for id.
+func (l *lane) forget(id message.ID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.waiting, id)
+}
+
+// poke makes the lane look again.
+func (l *lane) poke() {
+	select {
+	case l.kick <- struct{}{}:
+	default:
+	}
+}
+
+// down reports whether no upstream of the route can be counted on (when_down = "refuse").
+func (l *lane) down() bool {
+	for _, p := range l.pairs {
+		if !p.down(refuseAfter) {
+			return false
+		}
+	}
+	return true
+}
+
+// take gets a place for a mail that was never queued, so that its row may be born owned. It fails when the lane has a
+// backlog, no free place or no upstream.
+func (l *lane) take(octets int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	full := l.outstanding > 0 && l.octets+int64(octets) > l.window
+	if l.backlog || full || l.limit() == 0 || !l.slots.tryEnter() {
+		return false
+	}
+	l.outstanding++
+	l.octets += int64(octets)
+	return true
+}
+
+// queued notes that rows of this lane are about to be put unowned.
+func (l *lane) queued() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.puts++
+	l.backlog = true
+}
+
+// done gives back what take, or a claim, counted.
+func (l *lane) done(octets int) {
+	l.mu.Lock()
+	l.outstanding--
+	l.octets -= int64(octets)
+	l.mu.Unlock()
+	l.poke()
+}
+
+// room returns how many recipients, and octets of mail, may be claimed now: up to two messages per hand-over, so that
+// one is ready whenever a place gets free, and only once a quarter of that is free, so that claims come in batches.
+func (l *lane) room() (recipients int, octets int64) {
+	limit := l.limit()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	recipients, octets = 2*limit-l.outstanding, min(l.window-l.octets, claimBytes)
+	if recipients < max(1, limit/2) || octets <= 0 && l.outstanding > 0 {
+		return 0, 0
+	}
+	return recipients, max(1, octets)
+}
+
+// run claims and starts hand-overs until ctx ends.
+func (l *lane) run(ctx context.Context, r *Relay) {
+	wake := r.spool.Wake(l.name)
+	for ctx.Err() == nil {
+		nap := longestNap
+		if n, octets := l.room(); n > 0 && !r.spool.StreamHeld(l.name) {
+			due, err := l.claim(ctx, r, n, octets)
+			if err != nil && ctx.Err() == nil {
+				r.log.LogAttrs(ctx, slog.LevelError, "cannot claim mail, trying again", slog.String("stream", l.name), slog.Any("err", err))
+			}
+			nap = due
+		}
+		l.wait(ctx, nap, wake)
+	}
+}
+
+// claim takes up to n due recipients, starts a hand-over for each message among them, and returns when to look again.
+func (l *lane) claim(ctx context.Context, r *Relay, n int, octets int64) (nap time.Duration, err error) {
+	l.mu.Lock()
+	puts := l.puts
+	l.mu.Unlock()
+	needs, err := r.spool.Needs(ctx, l.name)
+	if err != nil {
+		return time.Second, err
+	}
+	g := r.generation.Load()
+	can := g.can(needs)
+	if len(can) == 0 {
+		l.claimed(nil, puts)
+		return longestNap, nil
+	}
+	ds, err := r.spool.Claim(ctx, l.name, can, n, octets)
+	if err != nil {
+		return time.Second, err
+	}
+	l.claimed(ds, puts)
+	for _, d := range ds {
+		place := l.slots.queue(false) // here, so that they go in order
+		r.sends.Go(func() { r.deliver(l, g, d, place) })
+	}
+	if len(ds) > 0 {
+		return 0, nil
+	}
+	return l.untilDue(ctx, r, can)
+}
+
+// claimed counts what a claim brought. One that brought nothing shows that no backlog stands, unless something was put
+// since it began.
+func (l *lane) claimed(ds []*message.Delivery, puts int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range ds {
+		l.outstanding++
+		l.octets += int64(len(d.Message.Raw))
+	}
+	if len(ds) == 0 && puts == l.puts {
+		l.backlog = false
+	}
+}
+
+// untilDue returns how long nothing will be due. What is due already and yet was not claimed is waiting to expire.
+func (l *lane) untilDue(ctx context.Context, r *Relay, can []string) (time.Duration, error) {
+	due, ok, err := r.spool.NextDue(ctx, l.name, can)
+	switch {
+	case err != nil:
+		return time.Second, err
+	case !ok:
+		return longestNap, nil
+	}
+	nap := time.Until(due)
+	if nap <= 0 {
+		nap = 250 * time.Millisecond
+	}
+	return min(nap, longestNap), nil
+}
+
+// wait sleeps until something may have changed. It answers the watchdog meanwhile.
+func (l *lane) wait(ctx context.Context, nap time.Duration, wake <-chan struct{}) {
+	if nap <= 0 {
+		return
+	}
+	t := time.NewTimer(nap)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-wake:
+	case <-l.kick:
+	case pong := <-l.ping:
+		close(pong)
+	}
+}
+
+func (l *lane) status(held bool) message.LaneStatus {
+	used, _ := l.slots.load()
+	s := message.LaneStatus{Lane: l.name, Kind: l.kind, InFlight: used, Limit: l.limit(), Held: held}
+	for _, p := range l.pairs {
+		s.Pairs = append(s.Pairs, p.status())
+	}
+	return s
+}

@@ -1,0 +1,221 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"gatepost/event"
+	"gatepost/message"
+	"gatepost/upstream"
+)
+
+// How a paused pair is probed (engine.md rule 4).
+const (
+	probeAuth         = time.Second
+	probeOthers       = 2 * time.Second
+	probeUnauthorised = 30 * time.Second
+	probeTimeout      = 8 * time.Second // of one login; probes may overlap, so a hanging one delays nothing
+	probesAtOnce      = 8
+	maxRetryAfter     = 30 * time.Second // cap on what a throttling upstream asks for
+)
+
+// pair is one upstream as one lane sees it. An upstream-scope verdict pauses it: messages, attempt counts and due times
+// stay as they are, and logins are tried until one succeeds.
+type pair struct {
+	lane *lane
+	hop  *hop
+
+	mu        sync.Mutex
+	paused    bool
+	verdict   message.Verdict
+	downSince time.Time // of the first pause since anything was last accepted or judged here; zero when well
+	resumedAt time.Time
+	workedAt  time.Time
+	ramp      int // hand-overs allowed at once after a resume; doubles with each success
+}
+
+func newPair(l *lane, h *hop) *pair { return &pair{lane: l, hop: h, ramp: h.connections} }
+
+// limit returns how many hand-overs may go through at once: none while paused.
+func (p *pair) limit() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.paused {
+		return 0
+	}
+	return min(p.ramp, p.hop.connections)
+}
+
+// worked notes that the upstream judged a message (whatever it said of it), so it is well.
+func (p *pair) worked() {
+	p.mu.Lock()
+	grew := p.ramp < p.hop.connections
+	if grew {
+		p.ramp = min(2*p.ramp, p.hop.connections)
+	}
+	if !p.paused {
+		p.downSince = time.Time{}
+	}
+	p.workedAt = time.Now()
+	p.mu.Unlock()
+	if grew {
+		p.lane.adjust()
+	}
+}
+
+// busy reports whether others got through since then, so that who did not was only waiting in line.
+func (p *pair) busy(since time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.workedAt.After(since)
+}
+
+// down reports whether nothing should be promised through p: it refuses our credentials, or has been failing for after.
+func (p *pair) down(after time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.paused && (p.verdict.Class == message.Unauthorised || time.Since(p.downSince) >= after)
+}
+
+// pause stops the pair and starts its prober, unless it is paused already or has been resumed since began: then the
+// verdict is yesterday's news.
+func (p *pair) pause(r *Relay, v message.Verdict, retryAfter time.Duration, began time.Time) {
+	p.mu.Lock()
+	if p.paused || began.Before(p.resumedAt) {
+		p.mu.Unlock()
+		return
+	}
+	p.paused, p.verdict = true, v
+	first := p.downSince.IsZero()
+	if first {
+		p.downSince = time.Now()
+	}
+	p.mu.Unlock()
+	p.lane.adjust()
+	e := p.event(event.Paused, v)
+	e.Data.Alarm = first || v.Class == message.Unauthorised
+	r.spool.Record(e)
+	r.background.Go(func() { p.probe(r, min(max(v.RetryAfter, retryAfter), maxRetryAfter)) })
+}
+
+// interval is the time from one probe to the next.
+func (p *pair) interval() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.verdict.Class == message.Unauthorised:
+		return probeUnauthorised
+	case p.lane.kind == message.Auth:
+		return probeAuth
+	}
+	return probeOthers
+}
+
+// probe logs in again and again, first after wait, until it succeeds or the relay stops.
+func (p *pair) probe(r *Relay, wait time.Duration) {
+	ctx, stop := context.WithCancel(r.ctx)
+	defer stop()
+	results := make(chan error, probesAtOnce)
+	var tries sync.WaitGroup
+	defer tries.Wait()
+	defer stop() // before the wait: it ends the tries still under way
+	running := 0
+	credentials := p.credentials()
+	next := time.Now().Add(max(wait, p.interval()))
+	tick := time.NewTicker(min(time.Second, p.interval()))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case err := <-results:
+			running--
+			if err == nil {
+				p.resume(r)
+				return
+			}
+			p.noteFailure(r, err)
+		case <-tick.C:
+			if c := p.credentials(); c != credentials {
+				credentials, next = c, time.Time{}
+			}
+			if time.Now().Before(next) || running == probesAtOnce {
+				continue
+			}
+			next = time.Now().Add(p.interval())
+			running++
+			tries.Go(func() { results <- p.login(ctx) })
+		}
+	}
+}
+
+// login reserves a slot and gives it back unused: the connection stays warm for the first mail.
+func (p *pair) login(ctx context.Context) error {
+	ctx, stop := context.WithTimeout(ctx, probeTimeout)
+	defer stop()
+	slot, err := p.hop.upstream.Reserve(ctx, p.lane.name)
+	if err != nil {
+		return err
+	}
+	slot.Release()
+	return nil
+}
+
+// credentials returns what the secret files hold now, to notice a rotation. Unreadable counts as empty.
+func (p *pair) credentials() string {
+	var all string
+	for _, s := range []interface{ Read() (string, error) }{p.hop.config.Password, p.hop.config.Token} {
+		c, _ := s.Read()
+		all += c + "\n"
+	}
+	return all
+}
+
+// noteFailure keeps the newest reason, so that status and interval speak of what is wrong now.
+func (p *pair) noteFailure(r *Relay, err error) {
+	paused, ok := errors.AsType[*upstream.Paused](err)
+	if !ok {
+		return // a try that was cut short
+	}
+	p.mu.Lock()
+	changed := p.verdict.Class != paused.Verdict.Class
+	p.verdict = paused.Verdict
+	p.mu.Unlock()
+	if changed {
+		e := p.event(event.Paused, paused.Verdict)
+		e.Data.Alarm = true
+		r.spool.Record(e)
+	}
+	r.log.LogAttrs(r.ctx, slog.LevelDebug, "upstream probe failed", slog.String("upstream", p.hop.config.Name),
+		slog.String("stream", p.lane.name), slog.String("reply", paused.Verdict.Reply()))
+}
+
+// resume opens the pair, ramped: one hand-over first, then twice as many with each success.
+func (p *pair) resume(r *Relay) {
+	p.mu.Lock()
+	p.paused, p.ramp, p.resumedAt = false, 1, time.Now()
+	since := p.downSince
+	p.mu.Unlock()
+	e := p.event(event.Resumed, message.Verdict{})
+	e.Data.Total = time.Since(since)
+	r.spool.Record(e)
+	p.lane.adjust()
+}
+
+func (p *pair) event(kind event.Kind, v message.Verdict) event.Event {
+	return event.Event{At: time.Now(), Kind: kind, Stream: p.lane.name, MailKind: p.lane.kind, Upstream: p.hop.config.Name,
+		Data: event.Data{Egress: p.hop.egress, Class: v.Class, Scope: v.Scope, Code: v.Code, Reply: v.Reply()}}
+}
+
+func (p *pair) status() message.PairStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := message.PairStatus{Upstream: p.hop.config.Name, Egress: p.hop.egress, Paused: p.paused, Since: p.downSince}
+	if p.paused {
+		s.Verdict, s.Reply = p.verdict.Class, p.verdict.Reply()
+	}
+	return s
+}

@@ -1,0 +1,282 @@
+// Package relay is the engine: it takes submissions that policy lets through, answers for them as early as is honest,
+// and carries each to an upstream within its lifetime, once as far as that can be known. It keeps three promises above
+// all: nothing that got a 250 is lost, nothing is handed over before it is durable, and nothing leaves unsigned where
+// signing is set. It does not speak SMTP or SQL; doors, spool and upstreams are behind interfaces.
+package relay
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gatepost/config"
+	"gatepost/message"
+	"gatepost/reply"
+	"gatepost/upstream"
+)
+
+const (
+	refuseAfter = 30 * time.Second       // down for this long: when_down = "refuse" refuses
+	leaseMargin = 500 * time.Millisecond // what the spool's lease must have left at a hand-over
+	drainTime   = 6 * time.Second        // what hand-overs under way get when gatepost stops
+)
+
+// Options is what a Relay is made of.
+type Options struct {
+	Config *config.Config
+	Spool  Spool
+	Log    *slog.Logger
+}
+
+// Relay accepts and delivers. Its methods may be called from any goroutine.
+type Relay struct {
+	spool      Spool
+	log        *slog.Logger
+	generation atomic.Pointer[Generation]
+	lanes      map[string]*lane // by stream
+	signing    *gate
+	clock      clock
+	expiry     *expiry
+
+	ctx        context.Context // of hand-overs: ends when the drain does
+	stop       context.CancelCauseFunc
+	sends      sync.WaitGroup // hand-overs
+	background sync.WaitGroup // probers
+}
+
+// New makes a relay that is ready to accept. It opens no connection.
+func New(o Options) (*Relay, error) { return newRelay(o, upstream.New) }
+
+func newRelay(o Options, connect connector) (*Relay, error) {
+	g, err := newGeneration(o.Config, connect)
+	if err != nil {
+		return nil, err
+	}
+	r := &Relay{spool: o.Spool, log: o.Log, lanes: map[string]*lane{}, expiry: newExpiry(),
+		signing: newGate(max(2, runtime.GOMAXPROCS(0)-1))}
+	r.ctx, r.stop = context.WithCancelCause(context.Background())
+	r.generation.Store(g)
+	for name, p := range g.plans {
+		r.lanes[name] = newLane(p, o.Config.Limits.BytesInFlight/int64(len(g.plans)))
+	}
+	return r, nil
+}
+
+// Run delivers until ctx ends, then lets hand-overs under way come to their end, puts back what had not begun, and
+// closes the upstreams. No Accept may begin once ctx has ended.
+func (r *Relay) Run(ctx context.Context) error {
+	var loops sync.WaitGroup
+	for _, l := range r.lanes {
+		loops.Go(func() { l.run(ctx, r) })
+	}
+	loops.Go(func() { r.expiry.run(ctx, r) })
+	loops.Go(func() { r.clock.watch(ctx, r.clockJumped) })
+	<-ctx.Done()
+	loops.Wait()
+	return r.drain()
+}
+
+// drain waits for hand-overs, for drainTime at most; then they are cut: what was not committed goes back to the queue,
+// what was is unknown.
+func (r *Relay) drain() error {
+	cut := time.AfterFunc(drainTime, func() { r.stop(errStopping) })
+	r.sends.Wait()
+	cut.Stop()
+	r.stop(errStopping)
+	r.background.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return r.generation.Load().close(ctx)
+}
+
+// Identify implements ingress.Acceptor.
+func (r *Relay) Identify(listener string, from netip.Addr) (client string, err error) {
+	return r.generation.Load().policy.Identify(listener, from)
+}
+
+// Ready implements ingress.Acceptor: nil if any stream of client would take mail now.
+func (r *Relay) Ready(client string) error {
+	g := r.generation.Load()
+	err := error(reply.New(550, "5.7.1", "this client is not known"))
+	if c := g.config.Client[client]; c != nil {
+		for _, s := range c.Streams {
+			if err = r.ready(g.plans[s]); err == nil {
+				return nil
+			}
+		}
+	}
+	return err
+}
+
+// ready says whether mail of p's stream is taken now.
+func (r *Relay) ready(p *plan) error {
+	if p.stream.WhenDown == "refuse" && r.lanes[p.stream.Name].down() {
+		return reply.New(451, "4.4.1", "the mail service cannot be reached at the moment, please try again later")
+	}
+	return r.spool.Ready(p.stream.Kind)
+}
+
+// Accept implements ingress.Acceptor. Its answer follows engine.md rule 3.
+func (r *Relay) Accept(ctx context.Context, subs []*message.Submission) ([]message.Receipt, error) {
+	g := r.generation.Load()
+	now := time.Now()
+	ms := make([]*message.Message, len(subs))
+	receipts := make([]message.Receipt, len(subs))
+	for i, s := range subs {
+		m, err := r.admit(g, s, now)
+		if err != nil {
+			return nil, err
+		}
+		ms[i], receipts[i] = m, message.Receipt{ID: m.ID}
+	}
+	answers := r.await(g, ms)
+	defer r.forget(g, ms)
+	w := r.put(g, ms)
+	<-w.Done()
+	if _, err := w.Result(); err != nil {
+		return nil, fmt.Errorf("store the message: %w", err)
+	}
+	for _, m := range ms {
+		r.expiry.consider(m.ExpiresAt)
+	}
+	return receipts, r.answered(ctx, g, subs, ms, answers)
+}
+
+// admit asks policy and completes what it let through.
+func (r *Relay) admit(g *Generation, s *message.Submission, now time.Time) (*message.Message, error) {
+	m, err := g.policy.Check(s, r.spool.NewID(), now)
+	if err != nil {
+		return nil, err
+	}
+	p := g.plans[m.Stream]
+	if err := r.ready(p); err != nil {
+		return nil, err
+	}
+	for i := range m.Recipients {
+		m.Recipients[i].Need = p.need
+	}
+	return m, nil
+}
+
+// put writes ms. A single message whose lane has room is born ours, and its first hand-over begins beside the write.
+func (r *Relay) put(g *Generation, ms []*message.Message) Write {
+	l := r.lanes[ms[0].Stream]
+	if len(ms) > 1 || r.spool.StreamHeld(l.name) || !l.take(len(ms[0].Raw)) {
+		for _, m := range ms {
+			r.lanes[m.Stream].queued()
+		}
+		return r.spool.Put(ms, false)
+	}
+	w := r.spool.Put(ms, true)
+	r.sends.Go(func() { r.deliverNew(l, g, ms[0], w) })
+	return w
+}
+
+// await prepares to be told the outcome of the first try of each of ms whose stream answers with it.
+func (r *Relay) await(g *Generation, ms []*message.Message) []<-chan *reply.Error {
+	answers := make([]<-chan *reply.Error, len(ms))
+	for i, m := range ms {
+		if g.plans[m.Stream].stream.Verdict == "upstream" {
+			answers[i] = r.lanes[m.Stream].await(m.ID)
+		}
+	}
+	return answers
+}
+
+func (r *Relay) forget(g *Generation, ms []*message.Message) {
+	for _, m := range ms {
+		if g.plans[m.Stream].stream.Verdict == "upstream" {
+			r.lanes[m.Stream].forget(m.ID)
+		}
+	}
+}
+
+// answered waits for the first tries, each until its verdict_timeout. All refused for good is an error; anything else
+// is ours to finish.
+func (r *Relay) answered(ctx context.Context, g *Generation, subs []*message.Submission, ms []*message.Message, answers []<-chan *reply.Error) error {
+	var refusal *reply.Error
+	for i, m := range ms {
+		if answers[i] == nil {
+			return nil
+		}
+		t := time.NewTimer(time.Until(subs[i].StartedAt.Add(g.plans[m.Stream].stream.VerdictTimeout)))
+		select {
+		case refusal = <-answers[i]:
+		case <-t.C:
+			refusal = nil
+		case <-ctx.Done():
+			refusal = nil
+		}
+		t.Stop()
+		if refusal == nil {
+			return nil
+		}
+	}
+	return refusal
+}
+
+// settle writes what became of a message, until it is durable or gatepost gives up: then the rows stay owned, and the
+// next start finds them. It reports whether it was written and the rows were still ours.
+func (r *Relay) settle(m *message.Message, ss []message.Settlement) bool {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		lost, err := r.spool.Settle(context.Background(), ss)
+		if err == nil {
+			if slices.ContainsFunc(ss, func(s message.Settlement) bool { return s.Outcome == message.None }) {
+				r.expiry.consider(m.ExpiresAt)
+			}
+			for _, id := range lost {
+				r.log.LogAttrs(r.ctx, slog.LevelWarn, "recipient was no longer ours to settle",
+					slog.String("msg_id", id.Message.String()), slog.Int("n", id.N))
+			}
+			return len(lost) == 0
+		}
+		r.log.LogAttrs(r.ctx, slog.LevelError, "cannot record what became of a message, trying again",
+			slog.String("msg_id", m.ID.String()), slog.Any("err", err))
+		select {
+		case <-r.ctx.Done():
+			return false
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Status tells how each lane stands.
+func (r *Relay) Status() []message.LaneStatus {
+	var ss []message.LaneStatus
+	for _, name := range slices.Sorted(maps.Keys(r.lanes)) {
+		ss = append(ss, r.lanes[name].status(r.spool.StreamHeld(name)))
+	}
+	return ss
+}
+
+// Captured returns what capture upstreams hold, by upstream in no order, each oldest first.
+func (r *Relay) Captured() []upstream.Captured {
+	var all []upstream.Captured
+	for _, u := range r.generation.Load().upstreams {
+		if c, ok := u.(upstream.Capture); ok {
+			all = append(all, c.Captured()...)
+		}
+	}
+	return all
+}
+
+// Alive returns nil once every lane has shown that it still turns, or ctx's error. It works only while Run does.
+func (r *Relay) Alive(ctx context.Context) error {
+	for name, l := range r.lanes {
+		pong := make(chan struct{})
+		select {
+		case l.ping <- pong:
+		case <-ctx.Done():
+			return fmt.Errorf("lane %s does not turn: %w", name, ctx.Err())
+		}
+		<-pong
+	}
+	return nil
+}

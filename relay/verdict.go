@@ -1,0 +1,125 @@
+package relay
+
+import (
+	"slices"
+	"time"
+
+	"gatepost/message"
+	"gatepost/reply"
+)
+
+// maxCopies is how many hand-overs of an auth message may have reached somebody before gatepost stops: the first, and
+// one more after an unknown verdict (promise 2).
+const maxCopies = 2
+
+// apply does to w what verdict v of hop h means (engine.md rules 4 and 6). Only recipient scope ends a recipient at
+// once; message scope ends it when the whole route has refused; domain and upstream scope never do.
+func (t *try) apply(w *row, h *hop, v message.Verdict) {
+	switch {
+	case v.Class == message.Accepted:
+		w.outcome = message.Delivered
+		if h.upstream.Traits().Captures {
+			w.outcome = message.Captured
+		}
+	case v.Class == message.Unknown:
+		t.unknown(w)
+	case v.Scope == message.ScopeUpstream: // the pair is paused; the row stays as it is
+	case v.Class == message.Permanent && v.Scope == message.ScopeRecipient:
+		w.outcome = message.Bounced
+	case v.Class == message.Permanent && v.Scope == message.ScopeMessage:
+		w.Refused = append(slices.Clone(w.Refused), h.config.Name)
+		w.judged = true
+		if !slices.ContainsFunc(t.plan.route, func(h *hop) bool { return !slices.Contains(w.Refused, h.config.Name) }) {
+			w.outcome = message.Bounced
+		}
+	default:
+		w.judged = true
+		if v.Scope == message.ScopeDomain || v.Class == message.Unauthorised {
+			w.alarm = "upstream " + h.config.Name + " does not take mail from " + t.msg.HeaderFrom
+		}
+	}
+}
+
+// unknown handles a lost answer. For auth one more copy is better than none; marketing waits for an operator.
+func (t *try) unknown(w *row) {
+	w.Copies++
+	w.judged = true
+	switch {
+	case t.lane.kind != message.Auth:
+		w.State = message.HeldUnconfirmed
+		w.alarm = "the upstream's answer was lost; held until it is released or expires"
+	case w.Copies >= maxCopies:
+		w.outcome = message.Unconfirmed
+		w.alarm = "the upstream's answer was lost again; no further copy is sent"
+	}
+}
+
+// settlements turns what the rows have become into what the spool is to write. A row that nothing was said about goes
+// back as it was.
+func (t *try) settlements() []message.Settlement {
+	ss := make([]message.Settlement, 0, len(t.rows))
+	for _, w := range t.rows {
+		s := message.Settlement{Message: t.msg, Epoch: t.epoch, Attempt: w.attempt, Outcome: w.outcome, Alarm: w.alarm}
+		if w.judged || w.outcome != message.None {
+			w.Attempts++
+		}
+		switch {
+		case w.outcome != message.None:
+		case w.judged:
+			w.DueAt = time.Now().Add(wait(t.plan.stream.Retry, w.Attempts))
+		default:
+			s.Paused = true
+		}
+		s.Recipient = w.Recipient
+		ss = append(ss, s)
+	}
+	return ss
+}
+
+// wait returns the step of the ladder that follows the attempt-th try; the last step repeats.
+func wait(ladder []time.Duration, attempt int) time.Duration {
+	return ladder[min(attempt, len(ladder))-1]
+}
+
+// refusal returns the 5xx that a waiting client may be told: every recipient refused for good, by recipient or message
+// scope. The words are ours; the upstream's are in the log and in trace.
+func (t *try) refusal() *reply.Error {
+	for _, w := range t.rows {
+		if w.outcome != message.Bounced {
+			return nil
+		}
+	}
+	v := t.rows[0].attempt.Verdict
+	text := "the mail service refused the message"
+	if v.Scope == message.ScopeRecipient {
+		text = "the mail service refused the recipient address"
+	}
+	e := reply.New(550, "5.0.0", "%s (id %s)", text, t.msg.ID)
+	if len(v.Enhanced) > 2 && v.Enhanced[:2] == "5." {
+		e.Enhanced = v.Enhanced
+	}
+	if v.Code >= 550 && v.Code <= 554 {
+		e.Code = v.Code
+	}
+	return e
+}
+
+// hold puts a message whose body cannot be opened out of the way of the others.
+func (t *try) hold() {
+	var ss []message.Settlement
+	for _, w := range t.rows {
+		w.State = message.Held
+		ss = append(ss, message.Settlement{Message: t.msg, Epoch: t.epoch, Recipient: w.Recipient,
+			Alarm: "the key that its body is sealed with is gone from spool.key; held"})
+	}
+	t.r.settle(t.msg, ss)
+}
+
+// putBack returns the rows of a try that never began.
+func (t *try) putBack() {
+	var ss []message.Settlement
+	for _, w := range t.rows {
+		ss = append(ss, message.Settlement{Message: t.msg, Epoch: t.epoch, Recipient: w.Recipient, Paused: true})
+	}
+	t.r.settle(t.msg, ss)
+}
