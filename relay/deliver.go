@@ -277,6 +277,7 @@ func (t *try) durable(ctx context.Context) error {
 // render makes the bytes for this slot: what the next hop needs, then the signature over exactly that.
 func (o *handOver) render(ctx context.Context, caps upstream.Caps) (net.Buffers, bool, error) {
 	t, traits := o.t, o.hop.upstream.Traits()
+	caps.SMTPUTF8 = caps.SMTPUTF8 && t.msg.SMTPUTF8 // offered but not asked for is not there
 	raw, eightBit, err := render(t.msg.Raw, caps, traits)
 	if err != nil {
 		return nil, false, err
