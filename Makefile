@@ -1,0 +1,70 @@
+# make build   a static binary, bin/gatepost
+# make test    everything that must hold before a change lands; installs what it needs, or says what to install
+# make fuzz    the fuzz targets, FUZZTIME each
+# make bench   gatepost beside Postfix + OpenDKIM; see bench/run.sh
+# make microbench   the benchmarks inside the packages
+# make chaos   the tests of the whole program with many more kills, longer outages and longer queues
+
+SHELL     := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+GO        ?= go
+FUZZTIME  ?= 60s
+BENCHTIME ?= 2s
+
+# What the tests need and meet as real peers: a command, or a module of Debian's own Python, and the package that has it.
+PEERS := gcc:build-essential swaks:swaks curl:curl postfix:postfix strace:strace bwrap:bubblewrap \
+         systemd-analyze:systemd node:nodejs npm:npm
+MODULES := dkim:python3-dkim nacl:python3-nacl seccomp:python3-seccomp
+
+.PHONY: build test check go-test fuzz bench microbench chaos peers clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/gatepost .
+
+test: peers check go-test
+	$(MAKE) --no-print-directory fuzz FUZZTIME=5s
+
+check:
+	@files="$$(find . -name '*.go' -not -path './bench/out/*' -not -path '*/node_modules/*' -exec gofmt -l {} +)"; \
+	  if [ -n "$$files" ]; then echo "not formatted (run gofmt -w):"; echo "$$files"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools.mod staticcheck ./...
+	@diff="$$($(GO) fix -diff ./... 2>&1)" || { echo "$$diff"; echo "run: go fix ./..."; exit 1; }; \
+	  if [ -n "$$diff" ]; then echo "$$diff"; echo "run: go fix ./..."; exit 1; fi
+	$(GO) mod tidy -diff
+
+go-test:
+	$(GO) test -race -timeout 8m ./...
+
+# One target after the other: each uses all processors by itself.
+fuzz:
+	@grep -rE --include='*_test.go' --exclude-dir=node_modules --exclude-dir=out '^func Fuzz' . | sort | \
+	sed -E 's|^(.*)/[^/]*:func (Fuzz[A-Za-z0-9_]*).*|\1 \2|' | while read -r dir target; do \
+	  echo "fuzz $$dir $$target"; \
+	  $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null; \
+	done
+
+bench: build
+	bench/run.sh
+
+microbench:
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
+
+chaos: peers
+	GATEPOST_CHAOS=1 $(GO) test -race -count=1 -timeout 120m -v ./test
+
+peers:
+	@missing=""; \
+	for p in $(PEERS); do PATH="$$PATH:/usr/sbin" command -v "$${p%%:*}" >/dev/null || missing="$$missing $${p##*:}"; done; \
+	for m in $(MODULES); do /usr/bin/python3 -c "import $${m%%:*}" 2>/dev/null || missing="$$missing $${m##*:}"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" != 0 ]; then echo "the tests need:$$missing"; echo "run: sudo apt-get install$$missing"; exit 1; fi; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+	@if [ -f test/package.json ] && ! cmp -s test/package-lock.json test/node_modules/.installed; then \
+	  (cd test && npm ci --ignore-scripts --no-audit --no-fund && cp package-lock.json node_modules/.installed); \
+	fi
+
+clean:
+	rm -rf bin test/node_modules

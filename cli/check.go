@@ -1,0 +1,81 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"gatepost/config"
+	"gatepost/doctor"
+)
+
+func (a *app) checkCmd() *cobra.Command {
+	var offline bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Check the config, egress addresses, DKIM keys and records, and upstream logins; sends nothing",
+		Args:  cobra.NoArgs,
+	}
+	cmd.Flags().BoolVar(&offline, "offline", false, "leave out DNS and logins")
+	cmd.RunE = run(func(ctx context.Context, _ []string) error {
+		cfg, err := config.Load(a.file())
+		if err != nil {
+			return a.checkFailed(err)
+		}
+		var resolver doctor.Resolver
+		if !offline {
+			resolver = net.DefaultResolver
+		}
+		return a.printFindings(cfg, doctor.Run(ctx, cfg, resolver))
+	})
+	return cmd
+}
+
+// checked is what check found, for programs.
+type checked struct {
+	Problems []*config.Problem `json:"problems"`
+	Warnings []*config.Problem `json:"warnings"`
+	Findings []doctor.Finding  `json:"findings"`
+}
+
+// checkFailed tells of a config with problems: nothing else can be checked then.
+func (a *app) checkFailed(err error) error {
+	if problems := config.Problems(err); a.json && len(problems) > 0 {
+		if err := a.printJSON(checked{problems, []*config.Problem{}, []doctor.Finding{}}); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+func (a *app) printFindings(cfg *config.Config, found []doctor.Finding) error {
+	failed := 0
+	for _, f := range found {
+		if f.Level == doctor.Fail {
+			failed++
+		}
+	}
+	if a.json {
+		if err := a.printJSON(checked{[]*config.Problem{}, slices.Concat([]*config.Problem{}, cfg.Warnings), found}); err != nil {
+			return err
+		}
+	} else {
+		a.printProblems(cfg.Warnings)
+		for _, f := range found {
+			fmt.Fprintf(a.out, "%-4s  %s %s: %s\n", f.Level, f.Check, f.Subject, f.Text)
+			if f.Hint != "" {
+				fmt.Fprintf(a.out, "      hint: %s\n", f.Hint)
+			}
+		}
+	}
+	if failed > 0 {
+		return &failure{exitFailed, fmt.Errorf("%d of %d checks failed", failed, len(found)), ""}
+	}
+	if !a.json {
+		fmt.Fprintf(a.out, "%s: no problems in the config, %d checks, none failed\n", cfg.File, len(found))
+	}
+	return nil
+}

@@ -1,0 +1,27 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) configCmd() *cobra.Command {
+	return group("config", "Look at the config", &cobra.Command{
+		Use:   "show",
+		Short: "Print the effective config with every default; secrets appear as file names",
+		Args:  cobra.NoArgs,
+		RunE: run(func(context.Context, []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(cfg)
+			}
+			_, err = fmt.Fprint(a.out, cfg.Effective())
+			return err
+		}),
+	})
+}

@@ -1,0 +1,86 @@
+package cli
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"gatepost/config"
+	"gatepost/dkim"
+)
+
+func TestTheReadmesConfigLoads(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(readme), "```toml\n")
+	text, _, found := strings.Cut(rest, "```")
+	if !found {
+		t.Fatal("the README shows no config")
+	}
+	dir := t.TempDir()
+	key, err := dkim.GenerateKey("ed25519", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"gatepost.toml": []byte(text), "auth.pem": key, "esp.password": []byte("secret\n")} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg, err := config.Load(filepath.Join(dir, "gatepost.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(cfg.Warnings) > 0 {
+		t.Errorf("the README's config has warnings: %v", cfg.Warnings)
+	}
+}
+
+func TestEveryFileThatTheDocsLinkToIsThere(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
+	for _, doc := range []string{"../README.md", "../CONTRIBUTING.md", "../docs/cli.md", "../docs/architecture.md"} {
+		text, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(doc), m[1])); err != nil {
+				t.Errorf("%s: %v", doc, err)
+			}
+		}
+	}
+}
+
+func TestEveryCommandIsDocumented(t *testing.T) {
+	text, err := os.ReadFile("../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := (&app{}).root()
+	for _, c := range root.Commands() {
+		names := []string{c.Name()}
+		for _, sub := range c.Commands() {
+			names = append(names, c.Name()+" "+sub.Name())
+		}
+		if len(names) > 1 {
+			names = names[1:]
+		}
+		for _, name := range names {
+			if !strings.Contains(string(text), "`"+name) {
+				t.Errorf("docs/cli.md does not tell of `%s`", name)
+			}
+		}
+	}
+}
+
+func TestTheServicesExposureIsLow(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "systemd-analyze", "security", "--offline=true", "--threshold=15", "../systemd/gatepost.service").CombinedOutput()
+	if err != nil {
+		t.Errorf("systemd-analyze security of the unit, with 1.5 allowed (apt-get install systemd): %v\n%s", err, out)
+	}
+}

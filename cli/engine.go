@@ -1,0 +1,157 @@
+package cli
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/wneessen/go-mail"
+
+	"gatepost/admin"
+	"gatepost/config"
+	"gatepost/event"
+	"gatepost/message"
+	"gatepost/reply"
+	"gatepost/store"
+)
+
+// aliveWithin is what a status waits for a sign of life.
+const aliveWithin = 2 * time.Second
+
+// engine shows a daemon to operators. It implements admin.Engine.
+type engine struct{ *daemon }
+
+func (e engine) Events(ctx context.Context, id message.ID, address string, limit int) ([]event.Event, error) {
+	events, err := e.store.Events(ctx, store.EventQuery{Message: id, Address: address, Limit: limit, Newest: true})
+	slices.Reverse(events)
+	return events, err
+}
+
+func (e engine) Lanes() []message.LaneStatus { return e.relay.Status() }
+
+func (e engine) Status(ctx context.Context) admin.Status {
+	s := admin.Status{Version: buildInfo().Version, PID: os.Getpid(), Hostname: e.cfg.Hostname, StateDir: e.cfg.StateDir, StartedAt: e.started, Alive: true}
+	for _, d := range e.doors {
+		s.Doors = append(s.Doors, admin.Door{Name: d.name, Protocol: "smtp", Address: d.ln.Addr().String()})
+	}
+	ctx, cancel := context.WithTimeout(ctx, aliveWithin)
+	defer cancel()
+	if err := e.alive(ctx); err != nil {
+		s.Alive, s.Problem = false, err.Error()
+	}
+	return s
+}
+
+func (e engine) Captured() []admin.Captured {
+	var all []admin.Captured
+	for _, c := range e.relay.Captured() {
+		all = append(all, admin.Captured{ID: c.Envelope.ID, Stream: c.Envelope.Stream, At: c.At, From: c.Envelope.From, To: c.Envelope.To, Wire: c.Wire})
+	}
+	slices.SortStableFunc(all, func(a, b admin.Captured) int { return a.At.Compare(b.At) })
+	return all
+}
+
+// Submit makes a test message and gives it to the relay in the name of a client that may send it.
+func (e engine) Submit(ctx context.Context, t admin.TestMail) (message.ID, error) {
+	to, err := message.ParseAddress(t.To)
+	if err != nil {
+		return 0, badTest("the recipient cannot be used: "+err.Error(), "")
+	}
+	stream, err := e.streamFor(t)
+	if err != nil {
+		return 0, err
+	}
+	client := e.clientOf(stream.Name)
+	if client == "" {
+		return 0, badTest("no client may send mail of stream "+stream.Name, "add the stream to a [client.NAME]")
+	}
+	from := cmp.Or(t.From, "no-reply@"+strings.TrimPrefix(stream.Domains[0], "*."))
+	raw, err := testMessage(from, to.String(), e.cfg.Hostname, stream.Name)
+	if err != nil {
+		return 0, badTest(err.Error(), "")
+	}
+	sub := &message.Submission{Client: client, Listener: e.listenerOf(client), Remote: netip.MustParseAddrPort("127.0.0.1:0"),
+		Helo: e.cfg.Hostname, With: "HTTP", MailFrom: from, To: []message.Address{to}, SMTPUTF8: to.UTF8(), Raw: raw, StartedAt: time.Now()}
+	receipts, err := e.relay.Accept(ctx, []*message.Submission{sub})
+	if err != nil {
+		said := reply.Of(err)
+		return 0, &admin.Problem{Text: fmt.Sprintf("gatepost refused it: %d %s %s", said.Code, said.Enhanced, said.Text),
+			Hint: "gatepost trace " + to.String() + " may tell more", Code: http.StatusUnprocessableEntity}
+	}
+	return receipts[0].ID, nil
+}
+
+func badTest(text, hint string) error {
+	return &admin.Problem{Text: text, Hint: hint, Code: http.StatusBadRequest}
+}
+
+// streamFor returns the stream that a test message asks for: by its name, by the domain of its sender, or the only one.
+func (e engine) streamFor(t admin.TestMail) (*config.Stream, error) {
+	names := slices.Sorted(maps.Keys(e.cfg.Stream))
+	hint := "the streams are " + strings.Join(names, ", ")
+	if t.Stream != "" {
+		if s := e.cfg.Stream[t.Stream]; s != nil {
+			return s, nil
+		}
+		return nil, badTest(fmt.Sprintf("there is no stream %q", t.Stream), hint)
+	}
+	if len(names) == 1 {
+		return e.cfg.Stream[names[0]], nil
+	}
+	_, domain, _ := strings.Cut(strings.ToLower(t.From), "@")
+	for _, name := range names {
+		for _, d := range e.cfg.Stream[name].Domains {
+			if parent, wild := strings.CutPrefix(d, "*"); d == domain || wild && strings.HasSuffix(domain, parent) {
+				return e.cfg.Stream[name], nil
+			}
+		}
+	}
+	return nil, badTest("it is not clear which stream the test message belongs to", "name one with --stream; "+hint)
+}
+
+// clientOf returns a client that may send mail of stream, or "".
+func (e engine) clientOf(stream string) string {
+	for _, name := range slices.Sorted(maps.Keys(e.cfg.Client)) {
+		if slices.Contains(e.cfg.Client[name].Streams, stream) {
+			return name
+		}
+	}
+	return ""
+}
+
+// listenerOf returns a listener that serves client, or "".
+func (e engine) listenerOf(client string) string {
+	for _, name := range slices.Sorted(maps.Keys(e.cfg.Listen)) {
+		if slices.Contains(e.cfg.Listen[name].Clients, client) {
+			return name
+		}
+	}
+	return ""
+}
+
+// testMessage composes a message that nobody can mistake for a real one.
+func testMessage(from, to, hostname, stream string) (message.Raw, error) {
+	m := mail.NewMsg(mail.WithNoDefaultUserAgent())
+	if err := m.From(from); err != nil {
+		return nil, fmt.Errorf("the sender cannot be used: %w", err)
+	}
+	if err := m.To(to); err != nil {
+		return nil, fmt.Errorf("the recipient cannot be used: %w", err)
+	}
+	m.Subject("Test message from gatepost")
+	m.SetBodyString(mail.TypeTextPlain, fmt.Sprintf("This is a test message of stream %s, sent by an operator of %s.\r\n"+
+		"If you can read it, the way to you works. You need not do anything.\r\n", stream, hostname))
+	var b bytes.Buffer
+	if _, err := m.WriteTo(&b); err != nil {
+		return nil, fmt.Errorf("compose the test message: %w", err)
+	}
+	return b.Bytes(), nil
+}

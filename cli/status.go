@@ -1,0 +1,66 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gatepost/admin"
+)
+
+func (a *app) statusCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the running daemon: listeners, lanes, paused upstreams",
+		Args:  cobra.NoArgs,
+		RunE: run(func(ctx context.Context, _ []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			s, err := client.Status(ctx)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				err = a.printJSON(s)
+			} else {
+				err = a.printStatus(s, time.Now())
+			}
+			if err == nil && !s.Alive {
+				err = &failure{exitFailed, fmt.Errorf("gatepost runs but does not work: %s", s.Problem), "see its log"}
+			}
+			return err
+		}),
+	}
+}
+
+func (a *app) printStatus(s admin.Status, now time.Time) error {
+	t := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(t, "gatepost %s on %s, pid %d, up %s, state in %s\n", s.Version, s.Hostname, s.PID, now.Sub(s.StartedAt).Round(time.Second), s.StateDir)
+	for _, d := range s.Doors {
+		fmt.Fprintf(t, "listener %s: %s on %s\n", d.Name, d.Protocol, d.Address)
+	}
+	fmt.Fprintln(t, "\nLANE\tQUEUED\tIN FLIGHT\tHELD\tOLDEST\tSTREAM")
+	for _, l := range s.Lanes {
+		state := "runs"
+		if l.Held {
+			state = "on hold"
+		}
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s\n", l.Lane, l.Queued, l.InFlight, l.Kept, when(l.Oldest, now), state)
+	}
+	fmt.Fprintln(t, "\nLANE\tUPSTREAM\tEGRESS\tSTATE\tLAST REPLY")
+	for _, l := range s.Lanes {
+		for _, p := range l.Pairs {
+			state := "works"
+			if p.Paused {
+				state = "paused since " + when(p.Since, now)
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", l.Lane, p.Upstream, p.Egress, state, dash(p.Reply))
+		}
+	}
+	return t.Flush()
+}

@@ -1,0 +1,93 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"gatepost/config"
+	"gatepost/message"
+	"gatepost/upstream"
+)
+
+// way is an upstream as it is reached from one egress.
+type way struct {
+	upstream *config.Upstream
+	egress   string
+	lane     upstream.LaneKind // one of those that use it
+}
+
+// Logins logs in to every upstream that a stream uses, from the egress that it uses, and leaves again. No mail is sent.
+func Logins(ctx context.Context, cfg *config.Config) []Finding {
+	return together(waysOf(cfg), func(w way) Finding { return login(ctx, cfg, w) })
+}
+
+// waysOf returns each combination of upstream and egress that mail can take, once.
+func waysOf(cfg *config.Config) []way {
+	var ways []way
+	for _, name := range slices.Sorted(maps.Keys(cfg.Stream)) {
+		s := cfg.Stream[name]
+		for _, up := range s.Route {
+			w := way{cfg.Upstream[up], config.EgressOf(s, cfg.Upstream[up]), upstream.LaneKind{Lane: name, Kind: s.Kind}}
+			if !slices.ContainsFunc(ways, func(o way) bool { return o.upstream == w.upstream && o.egress == w.egress }) {
+				ways = append(ways, w)
+			}
+		}
+	}
+	return ways
+}
+
+func login(ctx context.Context, cfg *config.Config, w way) Finding {
+	f := Finding{Level: OK, Check: "upstream", Subject: w.upstream.Name, Text: "it let us in from egress " + w.egress}
+	ctx, cancel := context.WithTimeout(ctx, loginTime)
+	defer cancel()
+	if err := reach(ctx, cfg, w); err != nil {
+		f.Level, f.Text, f.Hint = Fail, "from egress "+w.egress+": "+printable(err), advice(w, err)
+	}
+	return f
+}
+
+// reach makes a connection that could send mail, and gives it back unused.
+func reach(ctx context.Context, cfg *config.Config, w way) error {
+	u, err := upstream.New(w.upstream, cfg.Hostname, upstream.NewEgress(cfg.Egress[w.egress]), []upstream.LaneKind{w.lane})
+	if err != nil {
+		return err
+	}
+	slot, err := u.Reserve(ctx, w.lane.Lane)
+	if err == nil {
+		slot.Release()
+	}
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	return errors.Join(err, u.Close(closing))
+}
+
+// printable returns what an upstream said, or what went wrong before it could, without what a terminal would obey. No
+// mail was sent, so there is no code in it to hide.
+func printable(err error) string {
+	text := err.Error()
+	if p, ok := errors.AsType[*upstream.Paused](err); ok {
+		v := p.Verdict
+		text = strings.TrimSpace(strings.TrimSuffix(v.Reply(), message.Mask(v.Text)) + v.Text)
+	}
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
+}
+
+func advice(w way, err error) string {
+	switch p, ok := errors.AsType[*upstream.Paused](err); {
+	case ok && p.Verdict.Class == message.Unauthorised:
+		return "check username and the secret of [upstream." + w.upstream.Name + "], and what the service allows this account"
+	case ok && p.Verdict.Class == message.Throttled:
+		return "the service asks for fewer connections: wait, or lower connections in [upstream." + w.upstream.Name + "]"
+	}
+	return "check address and tls of [upstream." + w.upstream.Name + "], and whether a firewall lets " + w.egress + " out"
+}
