@@ -1,0 +1,296 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"gatepost/message"
+)
+
+// maxScan bounds the rows that one Claim looks at for each need: those past their lifetime are passed over, and a long
+// run of them must not hold up everybody's commit. Expire takes them away meanwhile.
+const maxScan = 4096
+
+// Rows of a lane that are due, earliest first, straight from index recipient_due.
+const (
+	claimDue = rowSelect + ` WHERE r.owner = 0 AND r.state = 0 AND r.lane = ? AND r.need = ? AND r.due_at <= ?
+	ORDER BY r.due_at, r.message, r.n LIMIT ?`
+	claimFar = rowSelect + ` WHERE r.owner = 0 AND r.state = 0 AND r.lane = ? AND r.need = ? AND r.due_at > ?
+	ORDER BY r.due_at, r.message, r.n LIMIT ?`
+)
+
+// Claim stamps up to max due recipients of lane as ours in one commit, those due first, only those whose need is in can.
+// They come grouped by message and with bodies; their messages' sizes add up to maxBytes at most, but one message always
+// comes. Rows past their lifetime are left to Expire. A delivery whose body cannot be opened comes as Held.
+func (s *Store) Claim(ctx context.Context, lane string, can []string, max int, maxBytes int64) ([]*message.Delivery, error) {
+	if max <= 0 || len(can) == 0 {
+		return nil, nil
+	}
+	j := &claimJob{s: s, lane: lane, can: can, max: max, maxBytes: maxBytes, done: make(chan struct{})}
+	if err := s.writer.queue.add(rest, j); err != nil {
+		return nil, err
+	}
+	select {
+	case <-j.done:
+	case <-ctx.Done():
+		if j.state.CompareAndSwap(claimOpen, claimAbandoned) {
+			return nil, context.Cause(ctx)
+		}
+		<-j.done
+	}
+	if j.err != nil {
+		return nil, j.err
+	}
+	ds, err := s.deliveries(j.claimed)
+	if err != nil {
+		s.giveBack(j.claimed)
+		return nil, fmt.Errorf("read claimed mail: %w", err)
+	}
+	return ds, nil
+}
+
+const (
+	claimOpen int32 = iota
+	claimTaken
+	claimAbandoned // the caller has left: what is claimed for it goes back
+)
+
+type claimJob struct {
+	s        *Store
+	lane     string
+	can      []string
+	max      int
+	maxBytes int64
+
+	claimed []row
+	err     error
+	done    chan struct{}
+	state   atomic.Int32
+}
+
+func (j *claimJob) size() (messages, octets int) { return min(j.max, batchMessages/8), 0 }
+
+func (j *claimJob) apply(t *tx) (err error) {
+	if j.state.Load() == claimAbandoned {
+		return nil
+	}
+	if j.claimed, err = j.due(t); err != nil {
+		return err
+	}
+	for _, r := range j.claimed {
+		if _, err := t.exec("UPDATE recipient SET owner = ?, epoch = ? WHERE message = ? AND n = ?", nodeID, j.s.epoch, int64(r.message.ID), r.N); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// due chooses the rows.
+func (j *claimJob) due(t *tx) ([]row, error) {
+	near, err := j.find(t, claimDue, t.now)
+	if err != nil {
+		return nil, err
+	}
+	if len(near) < j.max {
+		far, err := j.find(t, claimFar, t.now.Add(longestStep))
+		if err != nil {
+			return nil, err
+		}
+		near = append(near, far...)
+	}
+	return j.cut(near), nil
+}
+
+// find returns up to max living rows of each need, merged in order.
+func (j *claimJob) find(t *tx, query string, limit time.Time) ([]row, error) {
+	var found []row
+	for _, need := range j.can {
+		n := 0
+		err := t.db.query(func(rows *sql.Rows) (bool, error) {
+			r, err := scanRow(rows)
+			if err == nil && r.message.ExpiresAt.After(t.now) {
+				found = append(found, r)
+				n++
+			}
+			return n < j.max, err
+		}, query, j.lane, need, ms(limit), maxScan)
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(found, func(a, b row) int {
+		return cmp.Or(a.DueAt.Compare(b.DueAt), cmp.Compare(a.message.ID, b.message.ID), cmp.Compare(a.N, b.N))
+	})
+	return found, nil
+}
+
+// cut keeps as many rows as may be claimed.
+func (j *claimJob) cut(found []row) []row {
+	found = found[:min(len(found), j.max)]
+	var octets int64
+	seen := map[message.ID]bool{}
+	for i, r := range found {
+		if seen[r.message.ID] {
+			continue
+		}
+		if octets += int64(r.message.Size); octets > j.maxBytes && len(seen) > 0 {
+			return found[:i]
+		}
+		seen[r.message.ID] = true
+	}
+	return found
+}
+
+func (j *claimJob) finish(err error) {
+	j.err = err
+	if !j.state.CompareAndSwap(claimOpen, claimTaken) && err == nil {
+		j.s.giveBack(j.claimed)
+	}
+	close(j.done)
+}
+
+// undo frees what a claim took whose commit failed: its caller knows nothing of it.
+func (j *claimJob) undo(t *tx) error { return t.release(idsOf(j.claimed)) }
+
+// giveBack frees claimed rows that nobody works on, without waiting.
+func (s *Store) giveBack(rows []row) {
+	if len(rows) == 0 {
+		return
+	}
+	ids := idsOf(rows)
+	j := &task{len(ids), func(t *tx) error { return t.release(ids) }, make(chan error, 1)}
+	if err := s.writer.queue.add(settlement, j); err != nil {
+		s.log.LogAttrs(context.Background(), slog.LevelWarn, "claimed mail could not be given back, it is sent after the next start", slog.Any("err", err))
+	}
+}
+
+func idsOf(rows []row) []message.RecipientID {
+	ids := make([]message.RecipientID, len(rows))
+	for i := range rows {
+		ids[i] = rows[i].id()
+	}
+	return ids
+}
+
+// deliveries groups claimed rows by message and reads the bodies. It needs no transaction with the claim: rows that are
+// ours are changed by nobody else, and so the writer is free for the next commit meanwhile.
+func (s *Store) deliveries(rows []row) ([]*message.Delivery, error) {
+	var ds []*message.Delivery
+	byID := map[message.ID]*message.Delivery{}
+	for _, r := range rows {
+		d := byID[r.message.ID]
+		if d == nil {
+			d = &message.Delivery{Message: r.message, Epoch: s.epoch}
+			if err := s.readBody(d); err != nil {
+				return nil, fmt.Errorf("message %v: %w", r.message.ID, err)
+			}
+			byID[r.message.ID] = d
+			ds = append(ds, d)
+		}
+		d.Message.Recipients = append(d.Message.Recipients, r.Recipient)
+	}
+	return ds, nil
+}
+
+// readBody fills in what rowSelect leaves out.
+func (s *Store) readBody(d *message.Delivery) error {
+	m := d.Message
+	var keyID int64
+	var data []byte
+	var attrs string
+	found := false
+	err := s.writer.read(context.Background(), func(r *sql.Rows) (bool, error) {
+		found = true
+		return false, r.Scan(&m.BodyHash, &attrs, &keyID, &data)
+	}, "SELECT m.body_hash, m.attrs, b.key_id, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ?", int64(m.ID))
+	if err == nil {
+		m.Attrs, err = decodeAttrs(attrs)
+	}
+	if err != nil {
+		return err
+	}
+	if keyID != 0 {
+		if data, err = s.keys.open(keyID, m.ID, data); err != nil && !errors.Is(err, errNoKey) {
+			return err
+		}
+	}
+	m.Raw, d.Held = data, !found || err != nil
+	return nil
+}
+
+// What a lane asks between claims: a step or two in an index, however much is queued.
+const (
+	needAbove  = "SELECT need FROM recipient WHERE owner = 0 AND state = 0 AND lane = ? AND need >= ? ORDER BY need LIMIT 1"
+	dueNear    = "SELECT due_at FROM recipient WHERE owner = 0 AND state = 0 AND lane = ? AND need = ? AND due_at <= ? ORDER BY due_at LIMIT 1"
+	dueFar     = "SELECT due_at FROM recipient WHERE owner = 0 AND state = 0 AND lane = ? AND need = ? AND due_at > ? ORDER BY due_at LIMIT 1"
+	nextExpiry = `SELECT m.expires_at FROM message m
+		WHERE EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.id AND r.owner = 0) ORDER BY m.expires_at LIMIT 1`
+)
+
+// Needs returns the distinct values of need among lane's unowned queued recipients, in order.
+func (s *Store) Needs(ctx context.Context, lane string) ([]string, error) {
+	var needs []string
+	for from := ""; ; {
+		found := false
+		err := s.writer.read(ctx, func(r *sql.Rows) (bool, error) {
+			found = true
+			return false, r.Scan(&from)
+		}, needAbove, lane, from)
+		if err != nil {
+			return nil, fmt.Errorf("read needs of %s: %w", lane, err)
+		}
+		if !found {
+			return needs, nil
+		}
+		needs = append(needs, from)
+		from += "\x00" // the least text above it
+	}
+}
+
+// NextDue returns when the earliest unowned queued recipient of lane whose need is in can is due. A time further off
+// than the longest wait of a ladder means now: the clock went back.
+func (s *Store) NextDue(ctx context.Context, lane string, can []string) (due time.Time, ok bool, err error) {
+	far := s.now().Add(longestStep)
+	for _, need := range can {
+		for _, query := range []string{dueNear, dueFar} {
+			t, found, err := s.readTime(ctx, query, lane, need, ms(far))
+			if err != nil {
+				return time.Time{}, false, fmt.Errorf("read when mail of %s is due: %w", lane, err)
+			}
+			if found && t.After(far) {
+				t = s.now()
+			}
+			if found && (!ok || t.Before(due)) {
+				due, ok = t, true
+			}
+		}
+	}
+	return due, ok, nil
+}
+
+// NextExpiry returns when the lifetime of the earliest message with an unowned recipient ends.
+func (s *Store) NextExpiry(ctx context.Context) (time.Time, bool, error) {
+	t, ok, err := s.readTime(ctx, nextExpiry)
+	if err != nil {
+		return time.Time{}, false, fmt.Errorf("read what expires next: %w", err)
+	}
+	return t, ok, nil
+}
+
+// readTime returns the one time that query finds.
+func (s *Store) readTime(ctx context.Context, query string, args ...any) (t time.Time, ok bool, err error) {
+	err = s.writer.read(ctx, func(r *sql.Rows) (bool, error) {
+		var v int64
+		err := r.Scan(&v)
+		t, ok = at(v), true
+		return false, err
+	}, query, args...)
+	return t, ok, err
+}

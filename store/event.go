@@ -1,0 +1,180 @@
+package store
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+	"unicode"
+
+	"gatepost/event"
+	"gatepost/message"
+)
+
+const (
+	defaultEvents = 100
+	maxEvents     = 10000 // one answer
+	maxProviderID = 256   // octets kept of an upstream's own id
+)
+
+// addressKey is the secret under which history can find an address again without holding it.
+type addressKey []byte
+
+// of returns the HMAC of an address, the same in whatever case it is written.
+func (k addressKey) of(address string) []byte {
+	if address == "" {
+		return nil
+	}
+	h := hmac.New(sha256.New, k)
+	h.Write([]byte(strings.ToLower(address)))
+	return h.Sum(nil)
+}
+
+// recipientEvent starts the record of something that happened to a recipient at now.
+func recipientEvent(kind event.Kind, m *message.Message, r *message.Recipient, now time.Time) event.Event {
+	return event.Event{
+		At: now, Kind: kind, Message: m.ID, N: r.N, Stream: m.Stream, MailKind: m.Kind, Address: r.Address,
+		Data: event.Data{
+			Client: m.Client, HeaderFrom: m.HeaderFrom, Size: m.Size,
+			AcceptedAt: at(ms(m.AcceptedAt)), ExpiresAt: at(ms(m.ExpiresAt)), Total: max(0, now.Sub(m.AcceptedAt)),
+			Attempt: r.Attempts, MaybeSent: r.MaybeSent, Copies: r.Copies,
+		},
+	}
+}
+
+// append adds e to history. It gets the node's next number; numbers drawn by a transaction that is rolled back are
+// drawn again.
+func (t *tx) append(e event.Event) error {
+	t.seq++
+	e.Node, e.Seq = nodeID, t.seq
+	if e.At.IsZero() {
+		e.At = t.now
+	}
+	data, err := json.Marshal(e.Data)
+	if err != nil {
+		return err
+	}
+	var address any
+	if e.Address != "" && t.s.addresses(e.Stream, e.MailKind) == "clear" {
+		address = e.Address
+	}
+	_, err = t.exec("INSERT INTO event(node, seq, at, message, n, kind, stream, upstream, address, address_key, data) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		e.Node, e.Seq, ms(e.At), int64(e.Message), e.N, int(e.Kind), e.Stream, e.Upstream, address, t.s.history.of(e.Address), string(data))
+	t.events = append(t.events, e)
+	return err
+}
+
+// Record appends events that belong to no settlement, in the next flush, without waiting. When far too many wait, they
+// are dropped with a warning: an event must not hold up mail.
+func (s *Store) Record(events ...event.Event) {
+	j := &recordJob{s, events}
+	if err := s.writer.queue.add(rest, j); err != nil {
+		j.finish(err)
+	}
+}
+
+type recordJob struct {
+	s      *Store
+	events []event.Event
+}
+
+func (j *recordJob) size() (messages, octets int) { return 1, 0 }
+
+func (j *recordJob) apply(t *tx) error {
+	for _, e := range j.events {
+		if err := t.append(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (j *recordJob) finish(err error) {
+	if err != nil {
+		j.s.log.LogAttrs(context.Background(), slog.LevelWarn, "events not recorded", slog.Int("count", len(j.events)), slog.Any("err", err))
+	}
+}
+
+// EventQuery chooses events from history. Zero fields do not restrict.
+type EventQuery struct {
+	Message message.ID
+	Address string // of a recipient, in any case
+	After   int64  // only numbers (Seq) above it
+	Limit   int    // 0 for 100; 10,000 at most
+	Newest  bool   // newest first; else oldest first
+}
+
+// Events returns what history holds. Address is empty in events of streams that keep only its HMAC, also when they were
+// found by address.
+func (s *Store) Events(ctx context.Context, q EventQuery) ([]event.Event, error) {
+	where, args := "node = 1 AND seq > ?", []any{q.After}
+	if q.Message != 0 {
+		where, args = where+" AND message = ?", append(args, int64(q.Message))
+	}
+	if q.Address != "" {
+		where, args = where+" AND address_key = ?", append(args, s.history.of(q.Address))
+	}
+	order := "seq"
+	if q.Newest {
+		order = "seq DESC"
+	}
+	limit := min(q.Limit, maxEvents)
+	if limit <= 0 {
+		limit = defaultEvents
+	}
+	var events []event.Event
+	err := s.writer.read(ctx, func(rows *sql.Rows) (bool, error) {
+		e, err := scanEvent(rows)
+		events = append(events, e)
+		return err == nil, err
+	}, eventSelect+" WHERE "+where+" ORDER BY "+order+" LIMIT ?", append(args, limit)...)
+	if err != nil {
+		return nil, fmt.Errorf("read history: %w", err)
+	}
+	return events, nil
+}
+
+const eventSelect = "SELECT node, seq, at, message, n, kind, stream, upstream, address, data FROM event"
+
+func scanEvent(rows *sql.Rows) (e event.Event, err error) {
+	var when int64
+	var address sql.NullString
+	var data []byte
+	if err := rows.Scan(&e.Node, &e.Seq, &when, (*int64)(&e.Message), &e.N, (*int)(&e.Kind), &e.Stream, &e.Upstream, &address, &data); err != nil {
+		return e, err
+	}
+	e.At, e.Address = at(when), address.String
+	return e, json.Unmarshal(data, &e.Data)
+}
+
+// eventsAfter reads events that became durable in a commit that failed. Which kind of mail they were about is not
+// stored; they pass for auth, which masks most.
+func (t *tx) eventsAfter(seq int64) (events []event.Event, err error) {
+	err = t.db.query(func(rows *sql.Rows) (bool, error) {
+		e, err := scanEvent(rows)
+		e.MailKind = message.Auth
+		events = append(events, e)
+		return err == nil, err
+	}, eventSelect+" WHERE node = 1 AND seq > ? ORDER BY seq", seq)
+	return events, err
+}
+
+// printable bounds a foreign token: no control characters, 256 octets at most.
+func printable(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
+	for len(s) > maxProviderID {
+		r := []rune(s[:maxProviderID])
+		s = string(r[:len(r)-1])
+	}
+	return s
+}

@@ -1,0 +1,161 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+
+	"gatepost/event"
+	"gatepost/message"
+	"gatepost/reply"
+)
+
+// bodyRaw is body.format of a message as repaired, unsigned.
+const bodyRaw = 1
+
+// Write is a Put under way: Done is closed once it is durable or has failed, and Result may be called then. Its error
+// is a *reply.Error: 452 where the disk or the queue is full, else 451.
+type Write = interface {
+	Done() <-chan struct{}
+	Result() (message.PutResult, error)
+}
+
+// Put queues ms, all or none, for the next shared flush and returns at once. With own their rows are born ours; else
+// each gets an accepted event, and their lanes are woken. Bodies of auth mail are sealed before they reach the disk.
+func (s *Store) Put(ms []*message.Message, own bool) Write {
+	j := &putJob{s: s, messages: ms, own: own, done: make(chan struct{})}
+	for _, m := range ms {
+		j.octets += len(m.Raw)
+	}
+	c := rest
+	if len(ms) > 0 && ms[0].Kind == message.Auth {
+		c = authPut
+	}
+	if err := s.writer.queue.add(c, j); err != nil {
+		j.finish(err)
+	}
+	return j
+}
+
+// putJob is a Put as the writer sees it and as a Write.
+type putJob struct {
+	s        *Store
+	messages []*message.Message
+	own      bool
+	octets   int
+	result   message.PutResult
+	err      error
+	done     chan struct{}
+}
+
+func (j *putJob) Done() <-chan struct{}              { return j.done }
+func (j *putJob) Result() (message.PutResult, error) { return j.result, j.err }
+
+func (j *putJob) size() (messages, octets int) { return len(j.messages), j.octets }
+
+func (j *putJob) apply(t *tx) error {
+	for _, m := range j.messages {
+		if err := j.putMessage(t, m); err != nil {
+			return fmt.Errorf("store message %v: %w", m.ID, err)
+		}
+	}
+	return nil
+}
+
+func (j *putJob) finish(err error) {
+	if err != nil {
+		j.err = putError(err)
+	} else if j.own {
+		j.result.Epoch = j.s.epoch
+	}
+	close(j.done)
+}
+
+// putError chooses the client's reply.
+func putError(err error) error {
+	if isFull(err) || errors.Is(err, errCrowd) {
+		return &reply.Error{Code: 452, Enhanced: "4.3.1", Text: "Insufficient system storage, please try again later", Err: err}
+	}
+	return &reply.Error{Code: 451, Enhanced: "4.3.0", Text: "The message could not be stored, please try again later", Err: err}
+}
+
+func (j *putJob) putMessage(t *tx, m *message.Message) error {
+	if len(m.Recipients) == 0 {
+		return errors.New("it has no recipients")
+	}
+	attrs, err := encodeAttrs(m.Attrs)
+	if err != nil {
+		return err
+	}
+	if _, err := t.exec(`INSERT INTO message(id, stream, client, mail_from, header_from, size, flags, body_hash, accepted_at, expires_at, attrs)
+		VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, int64(m.ID), m.Stream, m.Client, m.MailFrom, m.HeaderFrom, m.Size, flags(m),
+		m.BodyHash, ms(m.AcceptedAt), ms(m.ExpiresAt), attrs); err != nil {
+		return err
+	}
+	keyID, data := int64(0), []byte(m.Raw)
+	if m.Kind == message.Auth {
+		if keyID, data, err = j.s.keys.seal(t.now, m.ID, data); err != nil {
+			return err
+		}
+	}
+	if _, err := t.exec("INSERT INTO body(id, format, key_id, data) VALUES(?, ?, ?, ?)", int64(m.ID), bodyRaw, keyID, data); err != nil {
+		return err
+	}
+	for i := range m.Recipients {
+		if err := j.putRecipient(t, m, &m.Recipients[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (j *putJob) putRecipient(t *tx, m *message.Message, r *message.Recipient) error {
+	owner, epoch := 0, int64(0)
+	if j.own {
+		owner, epoch = nodeID, j.s.epoch
+	}
+	if _, err := t.exec(`INSERT INTO recipient(message, n, address, lane, need, state, due_at, attempts, maybe_sent, copies, owner, epoch, refused, last_upstream, last_reply)
+		VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, int64(m.ID), r.N, r.Address, r.Lane, r.Need, int(r.State), ms(r.DueAt), r.Attempts,
+		r.MaybeSent, r.Copies, owner, epoch, joinNames(r.Refused), r.LastUpstream, message.Mask(r.LastReply)); err != nil {
+		return err
+	}
+	if j.own {
+		return nil
+	}
+	t.lanes[r.Lane] = true
+	return t.append(recipientEvent(event.Accepted, m, r, t.now))
+}
+
+// undo takes back a Put whose client was told to try again. What was said to be accepted is said to be dropped, so that
+// history holds no message without an end.
+func (j *putJob) undo(t *tx) error {
+	for _, m := range j.messages {
+		n, err := t.exec("DELETE FROM recipient WHERE message = ?", int64(m.ID))
+		if err == nil {
+			err = t.endMessage(m.ID)
+		}
+		if err != nil {
+			return fmt.Errorf("take back message %v: %w", m.ID, err)
+		}
+		if n == 0 || j.own {
+			continue
+		}
+		for i := range m.Recipients {
+			e := recipientEvent(event.Dropped, m, &m.Recipients[i], t.now)
+			e.Data.Text = "the disk failed while this was being stored; the client was told to try again"
+			if err := t.append(e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func flags(m *message.Message) (f int) {
+	if m.SMTPUTF8 {
+		f |= flagSMTPUTF8
+	}
+	if m.Kind == message.Auth {
+		f |= flagAuth
+	}
+	return f
+}

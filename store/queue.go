@@ -1,0 +1,195 @@
+package store
+
+import (
+	"errors"
+	"sync"
+)
+
+// Bounds of one commit, so that nobody waits long for others' mail, and of what may wait in memory.
+const (
+	batchMessages   = 256
+	batchOctets     = 4 << 20
+	batchOctetsAuth = 1 << 20 // while auth mail waits
+	maxSkips        = 16      // batches that may pass over a job that is too big for them
+
+	maxWaiting     = 64 << 20 // octets of mail that wait for a commit; auth may use all of it
+	maxWaitingRest = maxWaiting * 3 / 4
+	maxRecords     = 8192 // events that wait for a commit and that nobody waits for
+)
+
+var (
+	errClosed = errors.New("the store is closed")
+	errCrowd  = errors.New("too much waits for the disk")
+)
+
+// job is one thing to be done inside a transaction that it shares with others.
+type job interface {
+	// size returns the messages and octets it adds to a batch.
+	size() (messages, octets int)
+	// apply does it. It may be called again after a rollback and must then start over.
+	apply(t *tx) error
+	// finish tells whoever waits that it is durable, or why it is not.
+	finish(err error)
+}
+
+// undoer is a job that must be taken back if the commit it was in failed but proves durable after all.
+type undoer interface {
+	job
+	undo(t *tx) error
+}
+
+// class orders jobs within a batch.
+type class int
+
+const (
+	authPut class = iota
+	settlement
+	rest
+	classes
+)
+
+// queue holds what waits for the next commit.
+type queue struct {
+	mu      sync.Mutex
+	jobs    [classes][]job
+	octets  int
+	records int
+	skipped int   // batches in which the head of rest did not fit
+	refuse  error // why nothing is taken now
+	closed  bool
+	ready   chan struct{} // holds a value when something was added
+}
+
+func newQueue() *queue { return &queue{ready: make(chan struct{}, 1)} }
+
+// add queues j, or says why not; then j is not finished.
+func (q *queue) add(c class, j job) error {
+	_, octets := j.size()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err := q.admit(c, j, octets); err != nil {
+		return err
+	}
+	q.jobs[c] = append(q.jobs[c], j)
+	q.octets += octets
+	q.signal()
+	return nil
+}
+
+func (q *queue) admit(c class, j job, octets int) error {
+	switch {
+	case q.closed:
+		return errClosed
+	case q.refuse != nil:
+		return q.refuse
+	}
+	limit := maxWaitingRest
+	switch j := j.(type) {
+	case *recordJob:
+		if q.records+len(j.events) > maxRecords {
+			return errCrowd
+		}
+		q.records += len(j.events)
+	case *putJob:
+		if c == authPut {
+			limit = maxWaiting
+		}
+		if q.octets > 0 && q.octets+octets > limit {
+			return errCrowd
+		}
+	}
+	return nil
+}
+
+func (q *queue) signal() {
+	select {
+	case q.ready <- struct{}{}:
+	default:
+	}
+}
+
+// take removes the next batch: auth mail first, then settlements, then the rest in order. Auth leaves a quarter of a
+// batch to the others, so that a flood of it cannot keep slots from being freed.
+func (q *queue) take() []job {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	b := batch{messages: batchMessages, octets: batchOctets}
+	if len(q.jobs[authPut]) > 0 {
+		b.octets = batchOctetsAuth
+	}
+	b.messages -= batchMessages / 4
+	q.move(&b, authPut)
+	b.messages += batchMessages / 8
+	q.move(&b, settlement)
+	b.messages += batchMessages / 8
+	before := len(q.jobs[rest])
+	if q.skipped >= maxSkips && before > 0 {
+		q.moveHead(&b, rest)
+	}
+	q.move(&b, rest)
+	if len(q.jobs[rest]) < before || before == 0 {
+		q.skipped = 0
+	} else {
+		q.skipped++
+	}
+	return b.jobs
+}
+
+// batch is what one transaction may still take up.
+type batch struct {
+	jobs             []job
+	messages, octets int
+}
+
+// move takes jobs of one class while they fit. The first job of a batch always fits.
+func (q *queue) move(b *batch, c class) {
+	for len(q.jobs[c]) > 0 {
+		m, o := q.jobs[c][0].size()
+		if len(b.jobs) > 0 && (m > b.messages || o > b.octets) {
+			return
+		}
+		q.moveHead(b, c)
+	}
+}
+
+func (q *queue) moveHead(b *batch, c class) {
+	j := q.jobs[c][0]
+	m, o := j.size()
+	b.jobs = append(b.jobs, j)
+	b.messages -= m
+	b.octets -= o
+	q.octets -= o
+	if r, ok := j.(*recordJob); ok {
+		q.records -= len(r.events)
+	}
+	q.jobs[c][0] = nil // the backing array must not keep a body alive
+	q.jobs[c] = q.jobs[c][1:]
+}
+
+// stop refuses everything with err until it is called with nil, and returns what was waiting.
+func (q *queue) stop(err error) (waiting []job) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.refuse = err; err == nil {
+		return nil
+	}
+	for c, jobs := range q.jobs {
+		waiting = append(waiting, jobs...)
+		q.jobs[c] = nil
+	}
+	q.octets, q.records = 0, 0
+	return waiting
+}
+
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	q.signal()
+}
+
+func (q *queue) isClosed() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.closed
+}

@@ -1,0 +1,303 @@
+// Package store remembers across restarts: the spool of mail that is still to be sent, and the history of what became
+// of the rest, in one SQLite database inside state_dir.
+//
+// What it promises: a Put or Settle that returned without an error survives SIGKILL and power cut; all of it is there
+// or none; a row is changed only by the incarnation that owns it; every change has its event, in the same transaction;
+// bodies of auth mail are never on disk unsealed. What it refuses: to run twice on one directory, to open a database
+// that is damaged, foreign or newer, to commit with less than a synced log, and to guess whether a failed commit
+// happened: it closes the database and takes back what may have become durable.
+//
+// One goroutine writes. What arrives while it commits is the next batch, so the cost of a sync is shared by as many
+// as wait for it.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gatepost/event"
+	"gatepost/message"
+)
+
+// nodeID is this node's number in ids, rows and events. A store in a file has one node.
+const nodeID = 1
+
+// longestStep is longer than any wait of a retry ladder. A row due further off than that is due now: the clock went
+// back.
+const longestStep = 5 * time.Hour
+
+// Options says where a store lives and what it keeps.
+type Options struct {
+	Dir  string       // state_dir; made with mode 0700 if it is not there
+	Sink event.Sink   // gets every event once it is durable, in order; may be nil
+	Log  *slog.Logger // may be nil
+	// Addresses says how history keeps recipient addresses of a stream: "clear" or "hmac". nil means hmac for auth and
+	// clear for everything else.
+	Addresses func(stream string, kind message.Kind) string
+	Keep      time.Duration // events older than this are deleted; 0 keeps them
+}
+
+// Store is an open store. Its methods may be called from any goroutine.
+type Store struct {
+	log       *slog.Logger
+	addresses func(stream string, kind message.Kind) string
+	keep      time.Duration
+	now       func() time.Time // the wall clock; tests turn it back
+
+	lock    *os.File
+	history addressKey
+	keys    *keyring
+	space   space
+	ids     idSource
+	sink    *emitter
+	writer  *writer
+	epoch   int64
+
+	failing atomic.Bool // between a failed commit and the database's recovery
+	closed  atomic.Bool
+
+	mu    sync.Mutex
+	wakes map[string]chan struct{}
+	held  map[string]bool // streams on hold
+}
+
+// Open opens the store in o.Dir, or makes one. Its errors say what to do. What an earlier incarnation owned when it
+// died is freed: due at once, marked maybe_sent, each row with a recovered event.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s := newStore(o)
+	if err := s.open(o.Dir); err != nil {
+		s.lock.Close() // nil is fine
+		return nil, err
+	}
+	s.start()
+	return s, nil
+}
+
+func newStore(o Options) *Store {
+	s := &Store{log: o.Log, addresses: o.Addresses, keep: o.Keep, now: time.Now, wakes: map[string]chan struct{}{}, held: map[string]bool{}}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.addresses == nil {
+		s.addresses = keepByKind
+	}
+	s.space.dir = o.Dir
+	s.sink = newEmitter(o.Sink, s.log)
+	return s
+}
+
+// start lets the two goroutines go that Close waits for.
+func (s *Store) start() {
+	go s.sink.run()
+	go s.writer.run()
+}
+
+func keepByKind(_ string, kind message.Kind) string {
+	if kind == message.Auth {
+		return "hmac"
+	}
+	return "clear"
+}
+
+// open takes the directory and reads what has to be known before the first write. It counts and scans nothing: a
+// start takes the same time whatever is queued.
+func (s *Store) open(dir string) (err error) {
+	if err := makeDir(dir); err != nil {
+		return err
+	}
+	if s.lock, err = lockDir(dir); err != nil {
+		return err
+	}
+	if s.history, err = readOrMakeKey(filepath.Join(dir, "history.key")); err != nil {
+		return err
+	}
+	if s.keys, err = openKeyring(filepath.Join(dir, "spool.key"), s.now()); err != nil {
+		return err
+	}
+	w := &writer{s: s, dir: dir, queue: newQueue(), stopped: make(chan struct{}), commit: commitTx}
+	if w.db, err = openDatabase(dir); err != nil {
+		return err
+	}
+	if err := w.begin(s.takeOver); err != nil {
+		w.db.close()
+		if isBusy(err) {
+			err = fmt.Errorf("%w: close whatever else has %s open, such as an sqlite3 shell", err, databaseFile)
+		}
+		return fmt.Errorf("take over the queue in %s: %w", dir, err)
+	}
+	s.writer = w
+	return nil
+}
+
+// takeOver makes this process the owner of the database and frees what the one before left.
+func (s *Store) takeOver(t *tx) error {
+	if err := s.load(t); err != nil {
+		return err
+	}
+	if err := s.newEpoch(t); err != nil {
+		return err
+	}
+	return s.freeOwned(t)
+}
+
+// What a start asks of the database: the end of an index each.
+const (
+	lastSeq     = "SELECT coalesce((SELECT seq FROM event WHERE node = 1 ORDER BY seq DESC LIMIT 1), 0)"
+	lastID      = "SELECT max(coalesce((SELECT max(id) FROM message), 0), coalesce((SELECT max(message) FROM event), 0))"
+	ownedSelect = rowColumns + " FROM recipient r INDEXED BY recipient_owned CROSS JOIN message m ON m.id = r.message WHERE r.owner <> 0"
+)
+
+// load reads what is kept in memory: the last event's number, the highest id, the streams on hold.
+func (s *Store) load(t *tx) error {
+	var last int64
+	for _, max := range []struct {
+		to  *int64
+		sql string
+	}{
+		{&t.seq, lastSeq},
+		{&last, lastID},
+	} {
+		if err := t.one(max.sql, max.to); err != nil {
+			return err
+		}
+	}
+	s.ids.raise(message.ID(last))
+	return s.loadHolds(t)
+}
+
+// newEpoch makes the stamp under which this incarnation owns rows. The database's own id is made with its first epoch.
+func (s *Store) newEpoch(t *tx) error {
+	if _, err := t.exec("INSERT INTO meta(key, value) VALUES('database', lower(hex(randomblob(16)))) ON CONFLICT(key) DO NOTHING"); err != nil {
+		return err
+	}
+	if _, err := t.exec("INSERT INTO node(id, name, epoch) VALUES(1, 'local', 1) ON CONFLICT(id) DO UPDATE SET epoch = epoch + 1"); err != nil {
+		return err
+	}
+	return t.one("SELECT epoch FROM node WHERE id = 1", &s.epoch)
+}
+
+// freeOwned frees what the last incarnation was handing over. Each of it may have been sent.
+func (s *Store) freeOwned(t *tx) error {
+	var owned []row
+	if err := t.rows(&owned, ownedSelect); err != nil {
+		return err
+	}
+	for _, r := range owned {
+		r.MaybeSent, r.Copies, r.DueAt = true, r.Copies+1, t.now
+		if _, err := t.exec("UPDATE recipient SET owner = 0, epoch = 0, maybe_sent = 1, copies = ?, due_at = ? WHERE message = ? AND n = ?",
+			r.Copies, ms(t.now), int64(r.message.ID), r.N); err != nil {
+			return err
+		}
+		e := r.event(event.Recovered, t.now)
+		e.Data.Text = "the process ended while this was being handed over"
+		if err := t.append(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close writes what is queued and closes the store. It returns early, leaving the store to the process's end, when ctx
+// ends first. Rows that are still owned are freed, as maybe sent, by the next Open.
+func (s *Store) Close(ctx context.Context) error {
+	s.closed.Store(true)
+	s.writer.queue.close()
+	select {
+	case <-s.writer.stopped:
+	case <-ctx.Done():
+		return fmt.Errorf("close store: writing what is queued: %w", context.Cause(ctx))
+	}
+	s.sink.close()
+	select {
+	case <-s.sink.stopped:
+	case <-ctx.Done():
+		return errors.Join(fmt.Errorf("close store: handing on events: %w", context.Cause(ctx)), s.shut())
+	}
+	return s.shut()
+}
+
+// shut closes the files.
+func (s *Store) shut() error {
+	err := s.writer.close()
+	return errors.Join(err, s.lock.Close())
+}
+
+// Lease returns the epoch under which rows are ours, and a function that says whether they stay so: they do while the
+// database is open and well. No clock is involved, since the state directory is locked.
+func (s *Store) Lease() (epoch int64, valid func(margin time.Duration) bool) {
+	return s.epoch, func(time.Duration) bool { return !s.failing.Load() && !s.closed.Load() }
+}
+
+// Wake returns the channel that gets a value when something of lane may have become due.
+func (s *Store) Wake(lane string) <-chan struct{} { return s.wake(lane) }
+
+func (s *Store) wake(lane string) chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, ok := s.wakes[lane]
+	if !ok {
+		c = make(chan struct{}, 1)
+		s.wakes[lane] = c
+	}
+	return c
+}
+
+// NewID returns an id above every id in message and event.
+func (s *Store) NewID() message.ID { return s.ids.next(s.now()) }
+
+// idSource makes ids that only grow, also while the clock stands or goes back.
+type idSource struct {
+	mu   sync.Mutex
+	last message.ID
+}
+
+// idCounter masks the part of an id that counts within a millisecond.
+const idCounter = 1<<12 - 1
+
+func (i *idSource) raise(id message.ID) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.last = max(i.last, id)
+}
+
+func (i *idSource) next(now time.Time) message.ID {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	id := message.NewID(now, nodeID, 0)
+	if id <= i.last {
+		last := i.last.Time()
+		if n := int(i.last & idCounter); n < idCounter && i.last.Node() == nodeID {
+			id = message.NewID(last, nodeID, n+1)
+		} else {
+			id = message.NewID(last.Add(time.Millisecond), nodeID, 0)
+		}
+	}
+	i.last = id
+	return id
+}
+
+// ms is how times are stored.
+func ms(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+// at is the inverse of ms.
+func at(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}
