@@ -1,12 +1,14 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -182,6 +184,37 @@ func TestAMisspeltStreamOrFieldIsRefused(t *testing.T) {
 	status, _ := r.post(t, "/v1/queue/drop", `{"all":true,"strem":"auth"}`)
 	if status != http.StatusBadRequest || r.queue.called != "" {
 		t.Errorf("a request with an unknown field got %d and called %q", status, r.queue.called)
+	}
+}
+
+func TestMailOfAVanishedStreamCanStillBeListedAndDropped(t *testing.T) {
+	r := start(t)
+	if _, err := r.client.List(t.Context(), message.QueueFilter{Stream: "gone"}); err != nil {
+		t.Errorf("list: %v", err)
+	}
+	if _, err := r.client.Change(t.Context(), "drop", Change{Filter: message.QueueFilter{Stream: "gone"}}); err != nil || r.queue.called != "drop" {
+		t.Errorf("drop: %v, called %q", err, r.queue.called)
+	}
+	_, err := r.client.List(t.Context(), message.QueueFilter{Stream: "autj"})
+	if p, ok := errors.AsType[*Problem](err); !ok || p.Code != http.StatusNotFound || p.Hint == "" {
+		t.Errorf("list of a misspelt stream: %v, want a 404 with a hint", err)
+	}
+}
+
+func TestEveryOrderOfAnOperatorIsLogged(t *testing.T) {
+	var log bytes.Buffer
+	h := Handler(&fakeQueue{held: map[string]bool{}}, &fakeEngine{}, slog.New(slog.NewTextHandler(&log, nil)))
+	for _, tt := range []struct{ action, body, want string }{
+		{"hold", `{"filter":{"stream":"auth"},"whole_stream":true}`, `msg="stream held by operator" stream=auth`},
+		{"release", `{"filter":{"stream":"auth"},"whole_stream":true}`, `msg="stream released by operator" stream=auth`},
+		{"drop", `{"filter":{"ids":["` + testID.String() + `"]}}`, `action=drop msg_ids=[` + testID.String() + `] changed=`},
+		{"retry", `{"filter":{"address":"ann@example.org"}}`, `action=retry to=a…@example.org changed=`},
+	} {
+		log.Reset()
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "POST", "/v1/queue/"+tt.action, strings.NewReader(tt.body)))
+		if !strings.Contains(log.String(), tt.want) {
+			t.Errorf("%s %s was logged as %q, want %q in it", tt.action, tt.body, log.String(), tt.want)
+		}
 	}
 }
 

@@ -139,13 +139,27 @@ func (h *handler) countLanes(ctx context.Context) ([]Lane, error) {
 	return lanes, nil
 }
 
-func (h *handler) hasStream(name string) bool {
-	return slices.ContainsFunc(h.engine.Lanes(), func(l message.LaneStatus) bool { return l.Lane == name })
+// checkStream returns a Problem where name is no stream of the config and, unless it must be, has no mail in the queue
+// either. A misspelt name must not look like an empty queue.
+func (h *handler) checkStream(ctx context.Context, name string, mustBeConfigured bool) error {
+	if name == "" || slices.ContainsFunc(h.engine.Lanes(), func(l message.LaneStatus) bool { return l.Lane == name }) {
+		return nil
+	}
+	if !mustBeConfigured {
+		waiting, err := h.queue.Lanes(ctx)
+		if err != nil || slices.ContainsFunc(waiting, func(c message.LaneCount) bool { return c.Lane == name }) {
+			return err
+		}
+	}
+	return &Problem{"there is no stream " + strconv.Quote(name), "gatepost status lists the streams", http.StatusNotFound}
 }
 
 func (h *handler) list(r *http.Request) (any, error) {
 	f, err := filterOf(r)
 	if err != nil {
+		return nil, err
+	}
+	if err := h.checkStream(r.Context(), f.Stream, false); err != nil {
 		return nil, err
 	}
 	rows, err := h.queue.List(r.Context(), f)
@@ -216,20 +230,23 @@ func (h *handler) change(r *http.Request) (any, error) {
 		"retry": h.queue.Retry, "hold": h.queue.Hold, "release": h.queue.Unhold, "drop": h.queue.Drop,
 	}[action]
 	f := &c.Filter
+	if err := h.checkStream(r.Context(), f.Stream, c.Whole); err != nil {
+		return nil, err
+	}
 	switch {
 	case do == nil:
 		return nil, &Problem{"the queue knows no such action", "retry, hold, release or drop", http.StatusNotFound}
 	case !c.All && len(f.IDs) == 0 && f.Stream == "" && f.Address == "" && f.State == nil:
 		return nil, bad("nothing was chosen", "name messages, a stream or an address, or say all")
-	case f.Stream != "" && !h.hasStream(f.Stream):
-		return nil, bad("there is no stream "+strconv.Quote(f.Stream), "gatepost config show lists the streams")
 	case c.Whole:
 		if err := h.holdStream(r.Context(), action, f.Stream); err != nil {
 			return nil, err
 		}
-		if action == "hold" {
-			return Changed{}, nil // its rows need no mark of their own
+		if action == "hold" { // its rows need no mark of their own
+			h.record(r.Context(), "stream held by operator", slog.String("stream", f.Stream))
+			return Changed{}, nil
 		}
+		h.record(r.Context(), "stream released by operator", slog.String("stream", f.Stream))
 	}
 	if action == "release" && len(f.IDs) == 0 && f.State == nil {
 		f.State = new(message.Held) // a second copy of what may have been sent must be asked for by name
@@ -238,9 +255,34 @@ func (h *handler) change(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.log.LogAttrs(r.Context(), slog.LevelInfo, "queue changed by operator", slog.String("action", action),
-		slog.String("stream", c.Filter.Stream), slog.Int("changed", changed), slog.Int("in_flight", inFlight))
+	h.record(r.Context(), "queue changed by operator", append([]slog.Attr{slog.String("action", action)},
+		append(chosen(f), slog.Int("changed", changed), slog.Int("in_flight", inFlight))...)...)
 	return Changed{changed, inFlight}, nil
+}
+
+// record tells the log what an operator did.
+func (h *handler) record(ctx context.Context, what string, attrs ...slog.Attr) {
+	h.log.LogAttrs(ctx, slog.LevelInfo, what, attrs...)
+}
+
+// maxNamed bounds the ids that one log line names.
+const maxNamed = 20
+
+// chosen returns what a filter chooses by, for the log. Addresses are masked, whatever the stream.
+func chosen(f *message.QueueFilter) (attrs []slog.Attr) {
+	if len(f.IDs) > 0 {
+		attrs = append(attrs, slog.Any("msg_ids", f.IDs[:min(len(f.IDs), maxNamed)]))
+	}
+	if f.Stream != "" {
+		attrs = append(attrs, slog.String("stream", f.Stream))
+	}
+	if f.Address != "" {
+		attrs = append(attrs, slog.String("to", message.MaskAddress(f.Address)))
+	}
+	if f.State != nil {
+		attrs = append(attrs, slog.String("state", f.State.String()))
+	}
+	return attrs
 }
 
 // holdStream sets or lifts the hold of a whole stream, before its rows are looked at, so that none slips through.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -16,8 +15,8 @@ func (a *app) checkCmd() *cobra.Command {
 	var offline bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Check the config, egress addresses, DKIM keys and records, and upstream logins; sends nothing",
-		Args:  cobra.NoArgs,
+		Short: "Check config, egress, DKIM keys and records, logins; sends nothing",
+		Args:  takesNothing,
 	}
 	cmd.Flags().BoolVar(&offline, "offline", false, "leave out DNS and logins")
 	cmd.RunE = run(func(ctx context.Context, _ []string) error {
@@ -59,7 +58,7 @@ func (a *app) printFindings(cfg *config.Config, found []doctor.Finding) error {
 		}
 	}
 	if a.json {
-		if err := a.printJSON(checked{[]*config.Problem{}, slices.Concat([]*config.Problem{}, cfg.Warnings), found}); err != nil {
+		if err := a.printJSON(checked{[]*config.Problem{}, append([]*config.Problem{}, cfg.Warnings...), found}); err != nil {
 			return err
 		}
 	} else {

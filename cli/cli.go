@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -64,8 +65,8 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args[1:])
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	if err := root.ExecuteContext(ctx); err != nil {
-		return a.explain(err)
+	if c, err := root.ExecuteContextC(ctx); err != nil {
+		return a.explain(c, err)
 	}
 	return exitOK
 }
@@ -77,7 +78,7 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.PersistentFlags().StringVarP(&a.configFile, "config", "c", "", "config `file` (default ./gatepost.toml if it exists, else "+systemConfig+")")
+	root.PersistentFlags().StringVarP(&a.configFile, "config", "c", "", "`file` (./gatepost.toml, else "+systemConfig+")")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	root.AddCommand(a.serveCmd(), a.checkCmd(), a.sendCmd(), a.traceCmd(), a.queueCmd(), a.statusCmd(), a.dkimCmd(),
 		a.configCmd(), a.demoCmd(), a.versionCmd())
@@ -87,10 +88,28 @@ func (a *app) root() *cobra.Command {
 // group makes a command that only holds others. Cobra would answer a misspelt one with help and success.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return usage("%s needs to know what to do: see `%s --help`", c.CommandPath(), c.CommandPath())
+		return usage("%s needs to know what to do", c.CommandPath())
 	}}
 	c.AddCommand(subs...)
 	return c
+}
+
+// takes makes a command insist on one argument; what is its name on the usage line.
+func takes(what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usage("%s takes one %s, not %d", c.CommandPath(), what, len(args))
+		}
+		return nil
+	}
+}
+
+// takesNothing is for commands without arguments. Cobra's own NoArgs would call the argument an unknown command.
+func takesNothing(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usage("%s takes no arguments: what is %q?", c.CommandPath(), args[0])
+	}
+	return nil
 }
 
 // run marks the errors of a command as its own, so that what is left are errors in the command line.
@@ -104,13 +123,13 @@ func run(do func(ctx context.Context, args []string) error) func(*cobra.Command,
 	}
 }
 
-// explain prints err for a person and returns the exit code.
-func (a *app) explain(err error) int {
+// explain prints err, which command c ended with, for a person and returns the exit code.
+func (a *app) explain(c *cobra.Command, err error) int {
 	if problems := config.Problems(err); len(problems) > 0 {
 		a.printProblems(problems)
 		return exitConfig
 	}
-	code, hint := exitUsage, "see `gatepost --help`"
+	code, hint := exitUsage, ""
 	if f, ok := errors.AsType[*failure](err); ok {
 		code, hint = f.code, f.hint
 	}
@@ -123,7 +142,10 @@ func (a *app) explain(err error) int {
 			code = exitNotFound
 		}
 	}
-	fmt.Fprintf(a.err, "gatepost: %v\n", err)
+	if code == exitUsage && hint == "" {
+		hint = "see `" + c.CommandPath() + " --help`"
+	}
+	fmt.Fprintf(a.err, "gatepost: %s\n", strings.TrimSpace(err.Error()))
 	if hint != "" {
 		fmt.Fprintf(a.err, "hint: %s\n", hint)
 	}

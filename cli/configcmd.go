@@ -10,8 +10,8 @@ import (
 func (a *app) configCmd() *cobra.Command {
 	return group("config", "Look at the config", &cobra.Command{
 		Use:   "show",
-		Short: "Print the effective config with every default; secrets appear as file names",
-		Args:  cobra.NoArgs,
+		Short: "Print the config with all its defaults; secrets stay file names",
+		Args:  takesNothing,
 		RunE: run(func(context.Context, []string) error {
 			cfg, err := a.load()
 			if err != nil {

@@ -70,8 +70,8 @@ const demoMail = "From: Example <no-reply@auth.example.com>\r\n" +
 func (a *app) demoCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "demo",
-		Short: "Send a sample sign-in code through a temporary gatepost and show what comes out; needs nothing",
-		Args:  cobra.NoArgs,
+		Short: "Show a sample sign-in code on its way; needs nothing at all",
+		Args:  takesNothing,
 		RunE:  run(func(ctx context.Context, _ []string) error { return a.demo(ctx) }),
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -47,12 +48,15 @@ func (a *app) dkimGenerateCmd() *cobra.Command {
 	var bits int
 	cmd := &cobra.Command{
 		Use:   "generate FILE --domain DOMAIN",
-		Short: "Make a private key in a new file (mode 0600) and print the DNS record to publish",
-		Args:  cobra.ExactArgs(1),
+		Short: "Make a private key (mode 0600) and print the DNS record to publish",
+		Long: `Make a private key in a new file (mode 0600) and print the DNS record to
+publish. An existing file is never overwritten. Not every receiver knows
+ed25519: use such a key beside an RSA one, not instead.`,
+		Args: takes("file"),
 	}
 	name.flags(cmd)
-	cmd.Flags().StringVar(&algorithm, "type", "rsa", "`rsa` or ed25519; sign with both if you use ed25519, not every receiver knows it")
-	cmd.Flags().IntVar(&bits, "bits", 0, "size of an RSA key, 2048 to 4096 (default 2048)")
+	cmd.Flags().StringVar(&algorithm, "type", "rsa", "`kind` of key: rsa or ed25519")
+	cmd.Flags().IntVar(&bits, "bits", 0, "size of an RSA key, 2048 to 4096 `bits` (default 2048)")
 	cmd.RunE = run(func(_ context.Context, args []string) error {
 		if err := name.check(); err != nil {
 			return err
@@ -102,6 +106,9 @@ func (a *app) dkimShowCmd() *cobra.Command {
 }
 
 func (a *app) showKey(file string, name keyName) error {
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		return notFound(fmt.Sprintf("make a key with: gatepost dkim generate %s --domain %s", file, name.domain), "there is no key file %s", file)
+	}
 	key, err := dkim.ReadKey(file)
 	if err != nil {
 		return aboutKey(err)
@@ -117,6 +124,9 @@ func (a *app) showKey(file string, name keyName) error {
 func aboutKey(err error) error {
 	if p, ok := errors.AsType[*config.Problem](err); ok {
 		return &failure{exitFailed, errors.New(p.Error()), p.Hint}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return &failure{exitFailed, err, "make the directory first: gatepost makes the file only"}
 	}
 	return err
 }
@@ -180,9 +190,9 @@ func (a *app) dkimVerifyCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify FILE",
 		Short: "Verify the signatures of a message (- for standard input)",
-		Args:  cobra.ExactArgs(1),
+		Args:  takes("file, - for standard input"),
 	}
-	cmd.Flags().BoolVar(&local, "local", false, "take the public keys from the config's key files instead of DNS")
+	cmd.Flags().BoolVar(&local, "local", false, "take public keys from the config's key files, not from DNS")
 	cmd.RunE = run(func(_ context.Context, args []string) error {
 		lookup := net.LookupTXT
 		if local {
@@ -215,7 +225,7 @@ func readFile(name string) ([]byte, error) {
 	}
 	raw, err := os.ReadFile(name)
 	if err != nil {
-		return nil, notFound("", "read message: %w", err)
+		return nil, notFound("name a file with a whole message in it, or - for standard input", "read message: %w", err)
 	}
 	return raw, nil
 }
@@ -251,7 +261,7 @@ func (a *app) printSignatures(found []signature) error {
 		return nil
 	}
 	if len(found) == 0 {
-		return &failure{exitFailed, errors.New("the message is not signed"), ""}
+		return &failure{exitFailed, errors.New("the message is not signed"), "look at the mail as it arrived: gatepost signs on the way out"}
 	}
 	return &failure{exitFailed, errors.New("no signature is valid and aligned with the header From"),
 		"compare the published record with `gatepost dkim show`, or verify with --local if it is not published yet"}

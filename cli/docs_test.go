@@ -1,12 +1,16 @@
 package cli
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
 
 	"gatepost/config"
 	"gatepost/dkim"
@@ -43,7 +47,7 @@ func TestTheReadmesConfigLoads(t *testing.T) {
 
 func TestEveryFileThatTheDocsLinkToIsThere(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
-	for _, doc := range []string{"../README.md", "../CONTRIBUTING.md", "../docs/cli.md", "../docs/architecture.md"} {
+	for _, doc := range []string{"../README.md", "../CONTRIBUTING.md", "../docs/cli.md", "../docs/config.md", "../docs/operating.md", "../docs/architecture.md"} {
 		text, err := os.ReadFile(doc)
 		if err != nil {
 			t.Fatal(err)
@@ -73,6 +77,25 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 		for _, name := range names {
 			if !strings.Contains(string(text), "`"+name) {
 				t.Errorf("docs/cli.md does not tell of `%s`", name)
+			}
+		}
+	}
+}
+
+func TestEveryHelpFitsATerminal(t *testing.T) {
+	commands := []*cobra.Command{(&app{}).root()}
+	for len(commands) > 0 {
+		c := commands[0]
+		commands = append(commands[1:], c.Commands()...)
+		var help bytes.Buffer
+		c.SetOut(&help)
+		c.InitDefaultHelpFlag()
+		if err := c.Help(); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(help.String()) {
+			if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > 80 {
+				t.Errorf("%s --help has a line of %d columns: %s", c.CommandPath(), n, line)
 			}
 		}
 	}

@@ -82,11 +82,19 @@ func (e engine) Submit(ctx context.Context, t admin.TestMail) (message.ID, error
 		Helo: e.cfg.Hostname, With: "HTTP", MailFrom: from, To: []message.Address{to}, SMTPUTF8: to.UTF8(), Raw: raw, StartedAt: time.Now()}
 	receipts, err := e.relay.Accept(ctx, []*message.Submission{sub})
 	if err != nil {
-		said := reply.Of(err)
-		return 0, &admin.Problem{Text: fmt.Sprintf("gatepost refused it: %d %s %s", said.Code, said.Enhanced, said.Text),
-			Hint: "gatepost trace " + to.String() + " may tell more", Code: http.StatusUnprocessableEntity}
+		return 0, refusedTest(reply.Of(err), to)
 	}
 	return receipts[0].ID, nil
+}
+
+// refusedTest tells of a test message that was not taken. Only one that an upstream saw has left a trace.
+func refusedTest(said *reply.Error, to message.Address) error {
+	hint := "if the upstream was asked, gatepost trace " + to.String() + " tells what it said"
+	if said.Temporary() {
+		hint = "gatepost status shows paused upstreams; the daemon's log has the cause"
+	}
+	return &admin.Problem{Text: fmt.Sprintf("the daemon refused it: %d %s %s", said.Code, said.Enhanced, said.Text),
+		Hint: hint, Code: http.StatusUnprocessableEntity}
 }
 
 func badTest(text, hint string) error {

@@ -91,8 +91,8 @@ func (l *eventLog) attrs(e *event.Event) []slog.Attr {
 			a = append(a, slog.Float64(key, float64(value.Microseconds())/1000))
 		}
 	}
-	millis("took_ms", d.Took)
-	millis("total_ms", d.Total)
+	millis("took_ms", time.Duration(d.Took))
+	millis("total_ms", time.Duration(d.Total))
 	if !d.DueAt.IsZero() {
 		a = append(a, slog.Time("due_at", d.DueAt))
 	}

@@ -70,7 +70,7 @@ func TestAnAlarmIsAnErrorWhateverItsKind(t *testing.T) {
 func TestWhatIsKnownOfAnAttemptIsLoggedUnderStableKeys(t *testing.T) {
 	line := logged(t, "", event.Event{Kind: event.Deferred, Message: 1, N: 2, Stream: "auth", Upstream: "esp", Data: event.Data{
 		Client: "app", Egress: "out", Local: "127.0.0.2", Attempt: 3, Class: message.Temporary, Scope: message.ScopeRecipient, Code: 451,
-		Reply: "451 later", Took: 1500 * time.Microsecond, Total: 2 * time.Second, MaybeSent: true, Copies: 1}})
+		Reply: "451 later", Took: event.Millis(1500 * time.Microsecond), Total: event.Millis(2 * time.Second), MaybeSent: true, Copies: 1}})
 	for key, want := range map[string]any{"msg": "message deferred", "msg_id": "0000000000002", "n": 2.0, "stream": "auth", "upstream": "esp",
 		"client": "app", "egress": "out", "local_ip": "127.0.0.2", "attempt": 3.0, "verdict": "temporary", "scope": "recipient", "code": 451.0,
 		"reply": "451 later", "took_ms": 1.5, "total_ms": 2000.0, "maybe_sent": true, "copies": 1.0} {

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -16,10 +17,14 @@ func (a *app) queueCmd() *cobra.Command {
 	return group("queue", "Look at the queue and change it",
 		a.queueListCmd(),
 		a.queueShowCmd(),
-		a.queueChangeCmd("retry", "Make mail due now", "now due"),
-		a.queueChangeCmd("drop", "End mail without sending it; an event is recorded", "dropped"),
-		a.queueChangeCmd("hold", "Keep mail from being sent; with --stream the whole stream, also mail yet to come", "held"),
-		a.queueChangeCmd("release", "Let held mail go; mail whose answer was lost must be named by id or --state held-unconfirmed", "released"),
+		a.queueChangeCmd("retry", "Make mail due now", "Make mail due now. What is on hold stays there: see release.", "now due"),
+		a.queueChangeCmd("drop", "End mail without sending it", `End mail without sending it; an event is recorded. Needs --yes unless
+messages are named.`, "dropped"),
+		a.queueChangeCmd("hold", "Keep mail, or a whole stream, from being sent", `Keep mail from being sent; it still expires. With --stream alone it stops the
+whole stream, also mail yet to come.`, "held"),
+		a.queueChangeCmd("release", "Let held mail, or a whole stream, go", `Let held mail go. Mail whose answer was lost (held-unconfirmed) may have
+arrived: it is sent once more only if named by id or with --state
+held-unconfirmed.`, "released"),
 	)
 }
 
@@ -32,7 +37,7 @@ type choice struct {
 func (c *choice) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.stream, "stream", "", "only mail of this `stream`")
 	cmd.Flags().StringVar(&c.address, "address", "", "only mail to this `address`")
-	cmd.Flags().StringVar(&c.state, "state", "", "only mail in this `state`: queued, held or held-unconfirmed")
+	cmd.Flags().StringVar(&c.state, "state", "", "only this `state`: queued, held or held-unconfirmed")
 }
 
 // filter makes a filter of the flags and ids.
@@ -59,7 +64,7 @@ func (a *app) queueListCmd() *cobra.Command {
 	var c choice
 	var limit int
 	var after string
-	cmd := &cobra.Command{Use: "list", Short: "List what waits, oldest first", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "list", Short: "List what waits, oldest first", Args: takesNothing}
 	c.flags(cmd)
 	cmd.Flags().IntVar(&limit, "limit", 100, "at most this many `rows`, to 1000")
 	cmd.Flags().StringVar(&after, "after", "", "go on behind this message `id`")
@@ -94,7 +99,7 @@ func (a *app) queueListCmd() *cobra.Command {
 		if len(rows) == limit {
 			fmt.Fprintf(a.out, "There may be more: --after %s\n", rows[len(rows)-1].ID)
 		}
-		return nil
+		return printHindrances(ctx, a.out, client, rows)
 	})
 	return cmd
 }
@@ -136,7 +141,7 @@ func dash(s string) string {
 }
 
 func (a *app) queueShowCmd() *cobra.Command {
-	return &cobra.Command{Use: "show ID", Short: "Show one message of the queue", Args: cobra.ExactArgs(1), RunE: run(func(ctx context.Context, args []string) error {
+	return &cobra.Command{Use: "show ID", Short: "Show one message of the queue", Args: takes("message id"), RunE: run(func(ctx context.Context, args []string) error {
 		id, err := message.ParseID(args[0])
 		if err != nil {
 			return usage("%w", err)
@@ -152,7 +157,10 @@ func (a *app) queueShowCmd() *cobra.Command {
 		if a.json {
 			return a.printJSON(rows)
 		}
-		return a.printMessage(rows)
+		if err := a.printMessage(rows); err != nil {
+			return err
+		}
+		return printHindrances(ctx, a.out, client, rows)
 	})}
 }
 
@@ -164,7 +172,7 @@ func (a *app) printMessage(rows []message.QueueRow) error {
 		m.ID, m.Stream, m.Client, m.MailFrom, m.Size,
 		m.AcceptedAt.Format(time.RFC3339), when(m.AcceptedAt, now), m.ExpiresAt.Format(time.RFC3339), when(m.ExpiresAt, now))
 	for _, r := range rows {
-		fmt.Fprintf(t, "\t\nto\t%s\nstate\t%s\ndue\t%s (%s)\ntries\t%d\nlast upstream\t%s\nlast reply\t%s\n",
+		fmt.Fprintf(t, "\nto\t%s\nstate\t%s\ndue\t%s (%s)\ntries\t%d\nlast upstream\t%s\nlast reply\t%s\n",
 			r.Address, r.State, r.DueAt.Format(time.RFC3339), when(r.DueAt, now), r.Attempts, dash(r.LastUpstream), dash(r.LastReply))
 		if r.MaybeSent {
 			fmt.Fprintf(t, "maybe sent\tyes: gatepost died while handing it over\n")
@@ -176,9 +184,9 @@ func (a *app) printMessage(rows []message.QueueRow) error {
 	return t.Flush()
 }
 
-func (a *app) queueChangeCmd(action, short, done string) *cobra.Command {
+func (a *app) queueChangeCmd(action, short, long, done string) *cobra.Command {
 	var c choice
-	cmd := &cobra.Command{Use: action + " [ID…]", Short: short}
+	cmd := &cobra.Command{Use: action + " [ID…]", Short: short, Long: long}
 	c.flags(cmd)
 	cmd.Flags().BoolVar(&c.all, "all", false, "everything in the queue")
 	if action == "drop" {
@@ -200,7 +208,12 @@ func (a *app) queueChangeCmd(action, short, done string) *cobra.Command {
 		if a.json {
 			return a.printJSON(res)
 		}
-		return a.printChanged(action, done, ch, res)
+		if err := a.printChanged(action, done, ch, res); err != nil || res.Changed == 0 || action != "retry" && action != "release" {
+			return err
+		}
+		return printHindrancesOf(ctx, a.out, client, func(l admin.Lane) bool {
+			return l.Queued > 0 && (ch.Filter.Stream == "" || ch.Filter.Stream == l.Lane)
+		})
 	})
 	return cmd
 }
@@ -226,18 +239,28 @@ func (c *choice) change(action string, ids []string) (admin.Change, error) {
 
 func (a *app) printChanged(action, done string, ch admin.Change, res admin.Changed) error {
 	if ch.Whole && action == "hold" {
-		_, err := fmt.Fprintf(a.out, "Stream %s is on hold: its mail waits until `gatepost queue release --stream %[1]s`, or expires.\n", ch.Filter.Stream)
+		_, err := fmt.Fprintf(a.out, "Stream %s is on hold: its mail waits, and still expires.\nLet it go with: gatepost queue release --stream %[1]s\n", ch.Filter.Stream)
 		return err
 	}
 	if ch.Whole {
-		fmt.Fprintf(a.out, "Stream %s is not on hold.\n", ch.Filter.Stream)
+		fmt.Fprintf(a.out, "Stream %s is not on hold any more.\n", ch.Filter.Stream)
+		if res.Changed+res.InFlight == 0 {
+			return nil // no row was held by itself
+		}
 	}
-	fmt.Fprintf(a.out, "%d recipients %s.\n", res.Changed, done)
+	fmt.Fprintf(a.out, "%s %s.\n", recipients(res.Changed), done)
 	if res.InFlight > 0 {
-		fmt.Fprintf(a.out, "%d are being sent right now and were left alone.\n", res.InFlight)
+		fmt.Fprintf(a.out, "%s being sent right now and left alone.\n", recipients(res.InFlight))
 	}
 	if res.Changed+res.InFlight == 0 && len(ch.Filter.IDs) > 0 {
-		return notFound("gatepost trace ID tells what became of a message", "none of these messages is in the queue")
+		return notFound("gatepost trace ID tells where a message is", "none of these messages is in the queue in a state to %s", action)
 	}
 	return nil
+}
+
+func recipients(n int) string {
+	if n == 1 {
+		return "1 recipient"
+	}
+	return strconv.Itoa(n) + " recipients"
 }

@@ -18,7 +18,7 @@ func TestAMessageCanBeFollowedFromQueueToOutcome(t *testing.T) {
 
 	for _, what := range []string{id, "bob@example.org"} {
 		out := g.ok("trace", what)
-		for _, want := range []string{"message " + id, "deferred", "bulk", "451 4.7.1 come back later", "waits: bob@example.org, queued"} {
+		for _, want := range []string{"message " + id + ", stream marketing", "deferred", "bulk", "451 4.7.1 come back later", "waits: bob@example.org, queued"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("trace %s lacks %q:\n%s", what, want, out)
 			}
@@ -35,7 +35,7 @@ func TestAMessageCanBeFollowedFromQueueToOutcome(t *testing.T) {
 	}
 
 	g.news.Reply("RCPT", "250 2.1.5 fine")
-	if out := g.ok("queue", "retry", id); !strings.Contains(out, "1 recipients now due") {
+	if out := g.ok("queue", "retry", id); !strings.Contains(out, "1 recipient now due") {
 		t.Errorf("queue retry: %s", out)
 	}
 	g.news.Wait(1)
@@ -61,7 +61,7 @@ func TestHeldMailWaitsAndDroppedMailIsGone(t *testing.T) {
 	if out := g.ok("status"); !strings.Contains(out, "on hold") {
 		t.Errorf("status does not show the hold:\n%s", out)
 	}
-	if out := g.ok("queue", "drop", dropped); !strings.Contains(out, "1 recipients dropped") {
+	if out := g.ok("queue", "drop", dropped); !strings.Contains(out, "1 recipient dropped") {
 		t.Errorf("queue drop: %s", out)
 	}
 	if out := g.ok("trace", dropped); !strings.Contains(out, "dropped") {
@@ -75,6 +75,12 @@ func TestHeldMailWaitsAndDroppedMailIsGone(t *testing.T) {
 	if n := len(g.news.Messages()); n != 0 {
 		t.Errorf("%d mails left a stream on hold", n)
 	}
+	if out := g.ok("queue", "list"); !strings.Contains(out, "Stream marketing is on hold") {
+		t.Errorf("queue list does not tell of the hold:\n%s", out)
+	}
+	if r := g.run("queue", "list", "--stream", "marketign"); r.code != exitNotFound {
+		t.Errorf("queue list of a misspelt stream: exit %d, %s", r.code, r.out)
+	}
 	g.queued("127.0.0.1", fromAuth, "ann@example.org") // the other stream is not held
 	g.auth.Wait(1)
 
@@ -87,7 +93,7 @@ func TestHeldMailWaitsAndDroppedMailIsGone(t *testing.T) {
 	if got := g.news.Wait(1)[0]; got.To[0] != "bob@example.org" {
 		t.Errorf("what arrived after the release was to %s", got.To)
 	}
-	if r := g.run("queue", "release", "--stream", "marketign"); r.code != exitFailed || !strings.Contains(r.err, "there is no stream") {
+	if r := g.run("queue", "release", "--stream", "marketign"); r.code != exitNotFound || !strings.Contains(r.err, "there is no stream") {
 		t.Errorf("a misspelt stream: exit %d, %s", r.code, r.err)
 	}
 	if r := g.run("queue", "retry", dropped); r.code != exitNotFound {
@@ -120,6 +126,7 @@ func TestSendFollowsATestMessage(t *testing.T) {
 	g.auth.Stop()
 	g.until("the upstream is paused", func() bool {
 		r := g.run("send", "--to", "ann@example.org", "--stream", "auth", "--wait", "200ms")
-		return r.code == exitFailed && strings.Contains(r.err, "no outcome after")
+		return r.code == exitFailed && strings.Contains(r.err, "no outcome after") &&
+			strings.Contains(r.err, "Stream auth waits for upstream sink, which is paused for")
 	})
 }

@@ -18,13 +18,16 @@ func (a *app) sendCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "send --to ADDRESS",
 		Short: "Send a test message through the running daemon and follow it",
-		Args:  cobra.NoArgs,
+		Args:  takesNothing,
 	}
 	cmd.Flags().StringVar(&t.To, "to", "", "recipient `address`")
-	cmd.Flags().StringVar(&t.From, "from", "", "header From `address` (default no-reply@ the stream's first domain)")
-	cmd.Flags().StringVar(&t.Stream, "stream", "", "the `stream` it belongs to (default: the one of --from, or the only one)")
+	cmd.Flags().StringVar(&t.From, "from", "", "header From `address` (default no-reply@ its first domain)")
+	cmd.Flags().StringVar(&t.Stream, "stream", "", "its `stream` (default that of --from, or the only one)")
 	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to follow it")
 	cmd.RunE = run(func(ctx context.Context, _ []string) error {
+		if t.To == "" {
+			return usage("--to is missing: the address that the test message goes to")
+		}
 		if _, err := message.ParseAddress(t.To); err != nil {
 			return usage("--to: %w", err)
 		}
@@ -69,8 +72,11 @@ func (a *app) follow(ctx context.Context, client *admin.Client, id message.ID, w
 		case done != 0:
 			return &failure{exitFailed, fmt.Errorf("the test message was not delivered: %s", done), "gatepost check looks for the cause"}
 		case time.Now().After(deadline):
+			if err := printHindrances(ctx, a.err, client, t.Queue); err != nil {
+				return err
+			}
 			return &failure{exitFailed, fmt.Errorf("message %s has no outcome after %s", id, wait),
-				"it stays queued: gatepost trace " + id.String() + " tells more, gatepost status shows paused upstreams"}
+				"it stays queued: gatepost trace " + id.String() + " tells more"}
 		}
 		select {
 		case <-ctx.Done():

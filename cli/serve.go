@@ -23,7 +23,7 @@ func (a *app) serveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon in the foreground",
-		Args:  cobra.NoArgs,
+		Args:  takesNothing,
 		RunE: run(func(ctx context.Context, _ []string) error {
 			cfg, err := a.load()
 			if err != nil {
@@ -125,7 +125,7 @@ func (d *daemon) warnOfEgress() {
 func (d *daemon) warnOfUpstreams(ctx context.Context) error {
 	for _, f := range doctor.Logins(ctx, d.cfg) {
 		if f.Level != doctor.OK && ctx.Err() == nil {
-			d.log.LogAttrs(ctx, slog.LevelError, "upstream cannot be used", slog.String("upstream", f.Subject), slog.String("reason", f.Text))
+			d.log.LogAttrs(ctx, slog.LevelError, "upstream cannot be used", slog.String("upstream", f.Subject), slog.String("err", f.Text), slog.String("hint", f.Hint))
 		}
 	}
 	return nil

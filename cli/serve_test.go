@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -94,13 +95,18 @@ func TestStoppingDrainsAndLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer idle.Close()
+	_ = idle.SetReadDeadline(time.Now().Add(patient))
+	heard := bufio.NewReader(idle)
+	if greeting, err := heard.ReadString('\n'); err != nil { // not before then is it a session
+		t.Fatalf("greeted with %q, %v", greeting, err)
+	}
 	if took := g.stop(); took > 10*time.Second {
 		t.Errorf("stopping took %v, want 10 s at most", took)
 	}
 	_ = idle.SetReadDeadline(time.Now().Add(patient))
 	var said bytes.Buffer
-	_, _ = said.ReadFrom(idle)
-	if !strings.Contains(said.String(), "\r\n421 ") {
+	_, _ = said.ReadFrom(heard)
+	if !strings.HasPrefix(said.String(), "421 ") {
 		t.Errorf("an idle session was told %q, want 421", said.String())
 	}
 	if n := len(g.auth.Wait(3)); n != 3 {

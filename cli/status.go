@@ -15,7 +15,7 @@ func (a *app) statusCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Show the running daemon: listeners, lanes, paused upstreams",
-		Args:  cobra.NoArgs,
+		Args:  takesNothing,
 		RunE: run(func(ctx context.Context, _ []string) error {
 			client, err := a.client()
 			if err != nil {
@@ -57,7 +57,7 @@ func (a *app) printStatus(s admin.Status, now time.Time) error {
 		for _, p := range l.Pairs {
 			state := "works"
 			if p.Paused {
-				state = "paused since " + when(p.Since, now)
+				state = pausedFor(p, now)
 			}
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", l.Lane, p.Upstream, p.Egress, state, dash(p.Reply))
 		}

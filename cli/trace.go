@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,7 +19,7 @@ func (a *app) traceCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "trace ADDRESS|ID",
 		Short: "Tell what became of a message, or of all mail to an address",
-		Args:  cobra.ExactArgs(1),
+		Args:  takes("address or message id"),
 		RunE: run(func(ctx context.Context, args []string) error {
 			id, address, err := messageOrAddress(args[0])
 			if err != nil {
@@ -40,7 +39,10 @@ func (a *app) traceCmd() *cobra.Command {
 			if a.json {
 				return a.printJSON(t)
 			}
-			return printTrace(a.out, t, time.Now())
+			if err := printTrace(a.out, t, time.Now()); err != nil {
+				return err
+			}
+			return printHindrances(ctx, a.out, client, t.Queue)
 		}),
 	}
 }
@@ -79,30 +81,66 @@ func printTrace(w io.Writer, t admin.Trace, now time.Time) error {
 }
 
 func printTimeline(w io.Writer, id message.ID, t admin.Trace, now time.Time) error {
-	fmt.Fprintf(w, "message %s, accepted %s\n", id, id.Time().Local().Format(time.DateTime))
-	tab := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	begin := id.Time().Local()
+	fmt.Fprintf(w, "message %s, stream %s, accepted %s\n", id, streamOf(id, t), begin.Format(time.DateTime))
 	for _, e := range t.Events {
-		if e.Message == id {
-			fmt.Fprintf(tab, "  %s\n", timelineRow(e))
+		if e.Message != id {
+			continue
 		}
-	}
-	if err := tab.Flush(); err != nil {
-		return err
+		if err := printEvent(w, e, begin); err != nil {
+			return err
+		}
 	}
 	for _, r := range t.Queue {
 		if r.ID == id {
-			fmt.Fprintf(w, "  waits: %s, %s, due %s, expires %s, %d tries\n", r.Address, r.State, when(r.DueAt, now), when(r.ExpiresAt, now), r.Attempts)
+			fmt.Fprintf(w, "  waits: %s, %s, due %s, expires %s, %s\n", r.Address, r.State, when(r.DueAt, now), when(r.ExpiresAt, now), tries(r.Attempts))
 		}
 	}
 	return nil
 }
 
-// timelineRow is one event as tab-separated cells: time, what, stream, upstream, verdict and reply, what else.
-func timelineRow(e event.Event) string {
+// streamOf returns the stream of a message that t tells of.
+func streamOf(id message.ID, t admin.Trace) string {
+	for _, e := range t.Events {
+		if e.Message == id {
+			return e.Stream
+		}
+	}
+	for _, r := range t.Queue {
+		if r.ID == id {
+			return r.Stream
+		}
+	}
+	return "-"
+}
+
+func tries(n int) string {
+	if n == 1 {
+		return "1 try"
+	}
+	return fmt.Sprintf("%d tries", n)
+}
+
+// printEvent prints when something happened and what, and below it the details, so that both fit a terminal. The day
+// is only told where it is not the one on which the message was accepted.
+func printEvent(w io.Writer, e event.Event, begin time.Time) error {
+	at := e.At.Local()
+	layout := "15:04:05.000"
+	if at.Format(time.DateOnly) != begin.Format(time.DateOnly) {
+		layout = "2006-01-02 15:04:05.000"
+	}
+	verdict := strings.TrimSpace(string(e.Data.Class) + " " + e.Data.Reply)
+	what := []string{at.Format(layout), e.Kind.String(), e.Upstream, verdict}
+	what = slices.DeleteFunc(what, func(s string) bool { return s == "" })
+	_, err := fmt.Fprintf(w, "  %s\n    %s\n", strings.Join(what, "  "), strings.Join(details(e), ", "))
+	return err
+}
+
+// details tells whom an event is about, and how it went.
+func details(e event.Event) []string {
 	d := e.Data
-	verdict := strings.TrimSpace(string(d.Class) + " " + d.Reply)
-	var rest []string
-	add := func(format string, a ...any) { rest = append(rest, fmt.Sprintf(format, a...)) }
+	var all []string
+	add := func(format string, a ...any) { all = append(all, fmt.Sprintf(format, a...)) }
 	if e.Address != "" {
 		add("to %s", e.Address)
 	} else {
@@ -112,10 +150,10 @@ func timelineRow(e event.Event) string {
 		add("from %s", d.Local)
 	}
 	if d.Took > 0 {
-		add("took %s", short(d.Took))
+		add("took %s", short(time.Duration(d.Took)))
 	}
 	if d.Total > 0 {
-		add("%s after accept", short(d.Total))
+		add("total %s", short(time.Duration(d.Total)))
 	}
 	if !d.DueAt.IsZero() {
 		add("due %s", d.DueAt.Local().Format(time.TimeOnly))
@@ -126,8 +164,7 @@ func timelineRow(e event.Event) string {
 	if d.Text != "" {
 		add("%s", d.Text)
 	}
-	return strings.Join([]string{e.At.Local().Format("2006-01-02 15:04:05.000"), e.Kind.String(), e.Stream, dash(e.Upstream),
-		dash(verdict), strings.Join(rest, ", ")}, "\t")
+	return all
 }
 
 // short rounds a duration to what a person reads.

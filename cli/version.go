@@ -49,7 +49,7 @@ func (b build) String() string {
 }
 
 func (a *app) versionCmd() *cobra.Command {
-	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: run(func(context.Context, []string) error {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: takesNothing, RunE: run(func(context.Context, []string) error {
 		if a.json {
 			return a.printJSON(buildInfo())
 		}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -59,22 +60,18 @@ func (l *loader) claimSignature(s *Stream, d DKIM, c claim, note func(claim, str
 	}
 }
 
-// claimEgress notes the addresses that mail of s leaves from through u, as the world sees them.
+// claimEgress notes the addresses that mail of s leaves from through u: those of this host, and what the world sees of
+// them.
 func (l *loader) claimEgress(s *Stream, u *Upstream, note func(claim, string, ...any)) {
 	e := l.c.Egress[EgressOf(s, u)]
 	if e == nil {
 		return
 	}
 	c := claim{join("egress", e.Name), e.Shared, s}
-	v4 := e.IPv4
-	if e.PublicIPv4.IsValid() {
-		v4 = e.PublicIPv4
-	}
-	if v4.IsValid() {
-		note(c, "the source address %s", v4)
-	}
-	if e.IPv6.IsValid() {
-		note(c, "the source address %s", e.IPv6)
+	for _, a := range []netip.Addr{e.IPv4, e.PublicIPv4, e.IPv6} {
+		if a.IsValid() {
+			note(c, "the source address %s", a)
+		}
 	}
 }
 

@@ -48,6 +48,9 @@ func (t *table) private(key string) string {
 		return ""
 	}
 	file, looked := t.resolve(name)
+	if key == "key_file" {
+		looked = strings.TrimPrefix(looked+"; make one with: gatepost dkim generate FILE --domain DOMAIN", "; ")
+	}
 	t.checkPrivate(t.at(key), file, looked)
 	return file
 }
@@ -72,7 +75,7 @@ func (l *loader) checkContents(path, file string) {
 	data, err := readBounded(file)
 	switch {
 	case err != nil:
-		l.bad(path, "it must belong to the user that gatepost runs as", "%s cannot be read: %v", file, cause(err))
+		l.bad(path, "it must belong to the user that gatepost runs as, or come from systemd: LoadCredential= in the unit", "%s cannot be read: %v", file, cause(err))
 	case len(bytes.TrimSpace(data)) == 0:
 		l.bad(path, "", "%s is empty", file)
 	}

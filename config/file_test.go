@@ -100,7 +100,7 @@ func TestSystemdCredentialsWinOverFilesBesideTheConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := config.Parse(filepath.Join(dir, "gatepost.toml"), []byte(withPassword))
-	if p := config.Problems(err); len(p) != 1 || p[0].Hint != "looked in "+credentials+" (CREDENTIALS_DIRECTORY) and "+dir {
+	if p := config.Problems(err); len(p) != 1 || p[0].Hint != "looked in "+credentials+" (CREDENTIALS_DIRECTORY) and "+dir+"; make one with: gatepost dkim generate FILE --domain DOMAIN" {
 		t.Errorf("a key in neither place is told as %v, want a hint that names both", err)
 	}
 }

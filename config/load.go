@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -23,8 +24,11 @@ const maxFile = 1 << 20
 func Load(file string) (*Config, error) {
 	data, err := readBounded(file)
 	if err != nil {
-		return nil, &Problem{File: file, Text: fmt.Sprintf("the config cannot be read: %v", cause(err)),
-			Hint: "name another file with -c, or copy config.example.toml"}
+		hint := "name another file with -c, or copy config.example.toml"
+		if errors.Is(err, fs.ErrPermission) {
+			hint = "let the user that gatepost runs as read it: chmod 644, since secrets are in files of their own; or use sudo"
+		}
+		return nil, &Problem{File: file, Text: fmt.Sprintf("the config cannot be read: %v", cause(err)), Hint: hint}
 	}
 	return Parse(file, data)
 }

@@ -28,6 +28,10 @@ func TestWhatIsMarkedSharedMayCarryBothKinds(t *testing.T) {
 			{"ipv4 = \"127.0.0.2\"", "ipv4 = \"127.0.0.2\"\nshared = true"},
 			{"ipv4 = \"127.0.0.3\"", "ipv4 = \"127.0.0.2\"\nshared = true"},
 		},
+		"one source address that is said to be seen as two": {
+			{"ipv4 = \"127.0.0.2\"", "ipv4 = \"127.0.0.2\"\npublic_ipv4 = \"203.0.113.1\"\nshared = true"},
+			{"ipv4 = \"127.0.0.3\"", "ipv4 = \"127.0.0.2\"\npublic_ipv4 = \"203.0.113.2\"\nshared = true"},
+		},
 		"one DKIM key": {
 			{`"auth.pem" }`, `"auth.pem", shared = true }`},
 			{`"marketing.pem" }`, `"auth.pem", shared = true }`},
@@ -171,15 +175,15 @@ func TestWhatWorksButShouldBeKnownIsAWarning(t *testing.T) {
 
 func TestAHintSaysWhatToDo(t *testing.T) {
 	for hint, e := range map[string]edit{
-		`did you mean "clients"?`:                                        {"clients =", "clientz ="},
-		`did you mean "password_file"?`:                                  {"tls     = \"none\"", "tls = \"none\"\npassword = \"x\""},
-		`did you mean "sink"?`:                                           {`["sink"]`, `["skin"]`},
-		`add [upstream.postmark], or name "bulk" or "sink"`:              {`["sink"]`, `["postmark"]`},
-		`write ["auth"]`:                                                 {`streams  = ["auth"]`, `streams = "auth"`},
-		`write "90s" if seconds are meant`:                               {`kind    = "auth"`, "kind = \"auth\"\nttl = 90"},
-		"relative paths start at DIR":                                    {`"auth.pem"`, `"no.pem"`},
-		`add a port, as in "mx.example.com:587"`:                         {"127.0.0.1:2526", "mx.example.com"},
-		`write "10.0.0.0/8" for the network, "10.0.0.1" for the address`: {"127.0.0.0/24", "10.0.0.1/8"},
+		`did you mean "clients"?`:                           {"clients =", "clientz ="},
+		`did you mean "password_file"?`:                     {"tls     = \"none\"", "tls = \"none\"\npassword = \"x\""},
+		`did you mean "sink"?`:                              {`["sink"]`, `["skin"]`},
+		`add [upstream.postmark], or name "bulk" or "sink"`: {`["sink"]`, `["postmark"]`},
+		`write ["auth"]`:                                    {`streams  = ["auth"]`, `streams = "auth"`},
+		`write "90s" if seconds are meant`:                  {`kind    = "auth"`, "kind = \"auth\"\nttl = 90"},
+		"relative paths start at DIR; make one with: gatepost dkim generate FILE --domain DOMAIN":             {`"auth.pem"`, `"no.pem"`},
+		`add a port, as in "mx.example.com:587"`:                                                              {"127.0.0.1:2526", "mx.example.com"},
+		`write "10.0.0.0/8" for the network, "10.0.0.1" for the address`:                                      {"127.0.0.0/24", "10.0.0.1/8"},
 		`add dkim = { selector = …, key_file = … }, or dkim = "none" on [upstream.sink] if the service signs`: {`dkim    = { selector = "gp1", key_file = "auth.pem" }`, ""},
 		`give each kind its own, or set shared = true on upstream.bulk and upstream.sink if you mean it`:      {"127.0.0.1:2527", "127.0.0.1:2526"},
 	} {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,7 +65,7 @@ func egresses(cfg *config.Config) []Finding {
 	for _, name := range slices.Sorted(maps.Keys(cfg.Egress)) {
 		f := Finding{Level: OK, Check: "egress", Subject: name, Text: "its addresses are on this host"}
 		if err := upstream.NewEgress(cfg.Egress[name]).Check(); err != nil {
-			f.Level, f.Text = Fail, err.Error()
+			f.Level, f.Text = Fail, strings.NewReplacer("egress "+name+": ", "", "\n", "; ").Replace(err.Error())
 			f.Hint = "mail that needs it waits until the address is there; nothing leaves from another one"
 		}
 		found = append(found, f)

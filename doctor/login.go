@@ -46,7 +46,7 @@ func login(ctx context.Context, cfg *config.Config, w way) Finding {
 	ctx, cancel := context.WithTimeout(ctx, loginTime)
 	defer cancel()
 	if err := reach(ctx, cfg, w); err != nil {
-		f.Level, f.Text, f.Hint = Fail, "from egress "+w.egress+": "+printable(err), advice(w, err)
+		f.Level, f.Text, f.Hint = Fail, "from egress "+w.egress+": "+strings.TrimPrefix(printable(err), "egress "+w.egress+": "), advice(cfg, w, err)
 	}
 	return f
 }
@@ -82,12 +82,15 @@ func printable(err error) string {
 	}, text)
 }
 
-func advice(w way, err error) string {
+func advice(cfg *config.Config, w way, err error) string {
+	if upstream.NewEgress(cfg.Egress[w.egress]).Check() != nil {
+		return "mend the egress first"
+	}
 	switch p, ok := errors.AsType[*upstream.Paused](err); {
 	case ok && p.Verdict.Class == message.Unauthorised:
 		return "check username and the secret of [upstream." + w.upstream.Name + "], and what the service allows this account"
 	case ok && p.Verdict.Class == message.Throttled:
 		return "the service asks for fewer connections: wait, or lower connections in [upstream." + w.upstream.Name + "]"
 	}
-	return "check address and tls of [upstream." + w.upstream.Name + "], and whether a firewall lets " + w.egress + " out"
+	return "check address and tls of [upstream." + w.upstream.Name + "], and whether DNS knows the host and a firewall lets egress " + w.egress + " out"
 }

@@ -4,6 +4,8 @@
 package event
 
 import (
+	"math"
+	"strconv"
 	"time"
 
 	"gatepost/message"
@@ -97,12 +99,27 @@ type Data struct {
 	Code       int           `json:"code,omitempty"`
 	Reply      string        `json:"reply,omitempty"` // masked
 	ProviderID string        `json:"provider_id,omitempty"`
-	Took       time.Duration `json:"took,omitempty"`  // ns, check-out to verdict
-	Total      time.Duration `json:"total,omitempty"` // ns, accept to this event
+	Took       Millis        `json:"took_ms,omitempty"`  // check-out to verdict
+	Total      Millis        `json:"total_ms,omitempty"` // accept to this event, or the trouble's length
 	MaybeSent  bool          `json:"maybe_sent,omitempty"`
 	Copies     int           `json:"copies,omitempty"`
 	Alarm      bool          `json:"alarm,omitempty"` // an operator should look
 	Text       string        `json:"text,omitempty"`
+}
+
+// Millis is a duration that JSON shows in milliseconds, to the microsecond.
+type Millis time.Duration
+
+// MarshalJSON writes milliseconds.
+func (m Millis) MarshalJSON() ([]byte, error) {
+	return strconv.AppendFloat(nil, float64(time.Duration(m).Microseconds())/1000, 'f', -1, 64), nil
+}
+
+// UnmarshalJSON is the inverse of MarshalJSON.
+func (m *Millis) UnmarshalJSON(b []byte) error {
+	ms, err := strconv.ParseFloat(string(b), 64)
+	*m = Millis(math.Round(ms*1000) * float64(time.Microsecond))
+	return err
 }
 
 // Sink takes events once they are durable. Emit must not block for long and must not keep the slice.

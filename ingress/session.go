@@ -174,7 +174,7 @@ func (s *session) refuse(what string, err error) error {
 	case e.Temporary():
 		level = slog.LevelWarn
 	}
-	attrs := []slog.Attr{slog.Int("code", e.Code), slog.String("reply", message.Mask(e.Text))}
+	attrs := []slog.Attr{slog.Int("code", e.Code), slog.String("reply", e.Text)}
 	if e.Err != nil {
 		attrs = append(attrs, slog.String("err", e.Err.Error()))
 	}

@@ -105,6 +105,7 @@ func TestCommandsAreRefusedWithTheRightCode(t *testing.T) {
 		"a quoted recipient":                    {"MAIL FROM:<>", `RCPT TO:<"b c"@example.net>`, "553 5.1.3 "},
 		"a parameter smuggled in quotes":        {"MAIL FROM:<>", `RCPT TO:<"x> NOTIFY=NEVER"@example.net>`, "553 5.1.3 "},
 		"a mailbox smuggled in quotes":          {"MAIL FROM:<>", `RCPT TO:<"ceo@evil.example> "@example.net>`, "553 5.1.3 "},
+		"a mailbox smuggled in an encoded-word": {"MAIL FROM:<>", "RCPT TO:<=?utf-8?q?ceo=40evil.example=3e=20?=@example.net>", "553 5.1.3 "},
 		"two recipients in one":                 {"MAIL FROM:<>", "RCPT TO:b@example.net,c@example.net", "553 5.1.3 "},
 		"a UTF-8 recipient without SMTPUTF8":    {"MAIL FROM:<>", "RCPT TO:<ü@example.net>", "553 5.6.7 "},
 		"RCPT before MAIL":                      {"", "RCPT TO:<b@example.net>", "502 5.5.1 "},

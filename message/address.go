@@ -49,8 +49,12 @@ func ParseAddress(s string) (Address, error) {
 	return Address{local, domain}, nil
 }
 
-// dotAtom checks an RFC 5321 Dot-string, with the letters of RFC 6531.
+// dotAtom checks an RFC 5321 Dot-string, with the letters of RFC 6531. What looks like an RFC 2047 encoded-word is
+// refused although it may stand there: some parsers decode it, and find another mailbox.
 func dotAtom(s string) error {
+	if strings.Contains(s, "=?") {
+		return errors.New("the part before the @ looks like an encoded-word (RFC 2047), which an address cannot be")
+	}
 	for part := range strings.SplitSeq(s, ".") {
 		if part == "" {
 			return errors.New("the part before the @ has an empty piece between dots")

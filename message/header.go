@@ -11,11 +11,11 @@ type Field []byte
 
 // Name returns the field's name as written, without white space before the colon. A line without a colon has no name.
 func (f Field) Name() string {
-	i := bytes.IndexByte(f, ':')
-	if i < 0 {
+	before, _, ok := bytes.Cut(f, []byte{':'})
+	if !ok {
 		return ""
 	}
-	return string(bytes.TrimRight(f[:i], " \t"))
+	return string(bytes.TrimRight(before, " \t"))
 }
 
 // Is reports whether the field has that name, in any case.

@@ -107,7 +107,7 @@ type Recipient struct {
 	Need         string // distinct egress names of the route at accept, sorted, comma-joined; "" for any
 	State        State  //
 	DueAt        time.Time
-	Attempts     int      // tries that ended with a verdict about the message or the recipient
+	Attempts     int      // tries that ended with a verdict about the message or the recipient, or that made a working upstream give up
 	MaybeSent    bool     // the process died between commit and settlement: a copy may be out
 	Copies       int      // hand-overs that may have reached somebody (unknown, maybe_sent, hedge)
 	Refused      []string // upstreams that refused it with message scope

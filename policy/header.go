@@ -11,6 +11,10 @@ import (
 // maxFields bounds the header fields of one message; doors bound their octets.
 const maxFields = 1000
 
+// maxResent bounds the Resent- fields, all of which are signed: more would not fit a signature, and unsigned mail
+// never leaves.
+const maxResent = 25
+
 // once holds the fields that a header may have only one of, with who says so. Where two readers pick different ones,
 // the message that was checked and signed is not the one that is shown.
 var once = map[string]string{
@@ -53,7 +57,8 @@ func readHeader(raw message.Raw) (*header, error) {
 	h := &header{body: raw.Body()}
 	seen := map[string]bool{}
 	block := raw.Header()
-	n, start, end := 0, 0, 0 // start and end: the piece that is being kept
+	n, resent := 0, 0
+	start, end := 0, 0 // of the piece that is being kept
 	for f := range message.Fields(block) {
 		if n++; n > maxFields {
 			return nil, reply.New(550, "5.6.0", "The message has more than %d header fields", maxFields)
@@ -64,6 +69,11 @@ func readHeader(raw message.Raw) (*header, error) {
 		name := strings.ToLower(f.Name())
 		if seen[name] && once[name] != "" {
 			return nil, reply.New(550, "5.6.0", "The message has more than one %s field; %s allows one", f.Name(), once[name])
+		}
+		if strings.HasPrefix(name, "resent-") {
+			if resent++; resent > maxResent {
+				return nil, reply.New(550, "5.6.0", "The message has more than %d Resent- fields", maxResent)
+			}
 		}
 		seen[name] = true
 		h.note(name, f)

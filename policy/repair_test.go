@@ -117,6 +117,7 @@ func TestMalformedHeaders(t *testing.T) {
 		"a NUL":                                {from + "X: \x00\r\n", "NUL"},
 		"a bare CR":                            {from + "X: a\rFrom: b@evil.example\r\n", "CR or LF"},
 		"a bare LF":                            {from + "X: a\nFrom: b@evil.example\r\n", "CR or LF"},
+		"more than a signature can cover":      {from + strings.Repeat("Resent-To: a@example.com\r\n", 26), "more than 25 Resent-"},
 		"a thousand fields too many":           {from + strings.Repeat("X: y\r\n", 1000), "more than 1000"},
 		"Received and Comments may repeat":     {from + "Received: a; b\r\nReceived: a; b\r\nComments: a\r\nComments: b\r\nKeywords: a\r\nKeywords: b\r\n", ""},
 	} {

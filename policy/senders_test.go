@@ -43,6 +43,7 @@ func TestMailboxes(t *testing.T) {
 		"text behind the address":               {"<a@example.com> Example", "", "text follows an address"},
 		"two addresses in one pair of brackets": {"<x@evil.example,a@example.com>", "", "not allowed"},
 		"brackets in brackets":                  {"<<a@example.com>>", "", "not allowed"},
+		"an encoded-word for a local part":      {"=?utf-8?q?ceo=40evil.example=3e=20?=@example.com", "", "encoded-word"},
 		"an open bracket":                       {"<a@example.com", "", "without a"},
 		"a closing bracket alone":               {"a@example.com>", "", "outside of double quotes"},
 		"an open quote":                         {`"Example <a@example.com>`, "", "not closed"},

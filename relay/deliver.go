@@ -63,7 +63,8 @@ type row struct {
 	attempt *message.Attempt // the last one of this try
 	outcome message.Outcome
 	alarm   string
-	judged  bool // something was said about the message or the recipient, so the ladder applies
+	judged  bool          // something was said about the message or the recipient, so the ladder applies
+	setBack time.Duration // its own hand-over made the upstream give up, so others have their turn first
 }
 
 func newTry(r *Relay, l *lane, g *Generation, d *message.Delivery, w Write) *try {
@@ -131,31 +132,46 @@ func (t *try) through(p *pair, h *hop, rows []*row) {
 		return
 	}
 	if err != nil {
-		t.aborted(p, h, at, err)
+		t.aborted(p, h2, rows, at, err)
 		return
 	}
 	for i, v := range verdicts {
 		w := rows[i]
-		if w.attempt != nil {
-			t.r.spool.Record(t.stepEvent(w))
-		}
-		w.attempt = &message.Attempt{Upstream: h.config.Name, Egress: h.egress, Local: h2.local, Verdict: v, At: at, Took: time.Since(at)}
-		w.LastUpstream, w.LastReply = h.config.Name, v.Reply()
+		t.note(w, h2, v, at)
 		t.apply(w, h, v)
 		if v.Scope == message.ScopeUpstream && v.Class != message.Accepted && v.Class != message.Unknown {
 			p.pause(t.r, v, v.RetryAfter, at)
+			t.stepBack(w, p, v)
 		} else if v.Class != message.Unknown {
 			p.worked()
 		}
 	}
 }
 
+// note writes v down as the last attempt for w.
+func (t *try) note(w *row, o *handOver, v message.Verdict, at time.Time) {
+	if w.attempt != nil {
+		t.r.spool.Record(t.stepEvent(w))
+	}
+	w.attempt = &message.Attempt{Upstream: o.hop.config.Name, Egress: o.hop.egress, Local: o.local, Verdict: v, At: at, Took: time.Since(at)}
+	w.LastUpstream, w.LastReply = o.hop.config.Name, v.Reply()
+}
+
 // aborted notes a hand-over that ended before the commit for a reason that is not the upstream's word.
-func (t *try) aborted(p *pair, h *hop, at time.Time, err error) {
-	if errors.Is(err, errCommitTimeout) && !p.busy(at) {
-		p.pause(t.r, message.Verdict{Class: message.Temporary, Scope: message.ScopeUpstream,
-			Text: fmt.Sprintf("%v (%v)", errCommitTimeout, h.commitTimeout)}, 0, at)
-		return
+func (t *try) aborted(p *pair, o *handOver, rows []*row, at time.Time, err error) {
+	h := o.hop
+	if errors.Is(err, errCommitTimeout) {
+		v := message.Verdict{Class: message.Temporary, Scope: message.ScopeUpstream,
+			Text: fmt.Sprintf("%v (%v)", errCommitTimeout, h.commitTimeout)}
+		if !p.busy(at) {
+			p.pause(t.r, v, 0, at)
+		}
+		if o.reserved {
+			for _, w := range rows {
+				t.note(w, o, v, at)
+				t.stepBack(w, p, v)
+			}
+		}
 	}
 	t.r.log.LogAttrs(t.r.ctx, slog.LevelDebug, "attempt put off", slog.String("msg_id", t.msg.ID.String()),
 		slog.String("stream", t.lane.name), slog.String("upstream", h.config.Name), slog.Any("err", err))
@@ -163,9 +179,10 @@ func (t *try) aborted(p *pair, h *hop, at time.Time, err error) {
 
 // handOver is one attempt with one upstream.
 type handOver struct {
-	t     *try
-	hop   *hop
-	local string
+	t        *try
+	hop      *hop
+	reserved bool // a slot was in hand
+	local    string
 }
 
 // send reserves, renders, signs and sends. It returns one verdict per row, or the error that ended it before the commit:
@@ -184,7 +201,7 @@ func (o *handOver) send(rows []*row) ([]message.Verdict, error) {
 		return nil, err
 	}
 	defer slot.Release()
-	o.local = slot.Local()
+	o.reserved, o.local = true, slot.Local()
 	wire, eightBit, err := o.render(ctx, slot.Caps())
 	if err != nil {
 		return o.unrendered(ctx, err, len(rows))
@@ -353,5 +370,5 @@ func (t *try) stepEvent(w *row) event.Event {
 	a := w.attempt
 	return event.Event{At: time.Now(), Kind: event.Deferred, Message: t.msg.ID, N: w.N, Stream: t.lane.name, MailKind: t.lane.kind,
 		Upstream: a.Upstream, Address: w.Address, Data: event.Data{Client: t.msg.Client, HeaderFrom: t.msg.HeaderFrom, Egress: a.Egress,
-			Local: a.Local, Class: a.Verdict.Class, Scope: a.Verdict.Scope, Code: a.Verdict.Code, Reply: a.Verdict.Reply(), Took: a.Took}}
+			Local: a.Local, Class: a.Verdict.Class, Scope: a.Verdict.Scope, Code: a.Verdict.Code, Reply: a.Verdict.Reply(), Took: event.Millis(a.Took)}}
 }

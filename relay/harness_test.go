@@ -33,17 +33,18 @@ type sent struct {
 
 // service is a fake upstream whose behaviour a test may change at any time.
 type service struct {
-	mu      sync.Mutex
-	down    *upstream.Paused                           // Reserve fails
-	hang    bool                                       // Reserve hangs until its context ends
-	stall   bool                                       // Send hangs before its commit
-	lose    int                                        // so many answers are lost after the commit
-	verdict func(e message.Envelope) []message.Verdict // default: accepts
-	sends   []sent
-	logins  int
-	inUse   int
-	most    int
-	traits  upstream.Traits
+	mu       sync.Mutex
+	down     *upstream.Paused                           // Reserve fails
+	hang     bool                                       // Reserve hangs until its context ends
+	stall    bool                                       // Send hangs before its commit
+	stallFor string                                     // … for this recipient
+	lose     int                                        // so many answers are lost after the commit
+	verdict  func(e message.Envelope) []message.Verdict // default: accepts
+	sends    []sent
+	logins   int
+	inUse    int
+	most     int
+	traits   upstream.Traits
 }
 
 func (s *service) Traits() upstream.Traits { return s.traits }
@@ -95,7 +96,7 @@ func (f *fakeSlot) Release()            { f.s.set(func(s *service) { s.inUse-- }
 func (f *fakeSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffers, commit func() error) []message.Verdict {
 	cut := message.Verdict{Class: message.Temporary, Scope: message.ScopeUpstream, Text: "cut short"}
 	f.s.mu.Lock()
-	stall := f.s.stall
+	stall := f.s.stall || e.To[0] == f.s.stallFor
 	f.s.mu.Unlock()
 	if stall {
 		<-ctx.Done()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 
 // How a paused pair is probed (engine.md rule 4).
 const (
-	probeAuth         = time.Second
+	probeAuth         = 500 * time.Millisecond
 	probeOthers       = 2 * time.Second
 	probeUnauthorised = 30 * time.Second
 	probeTimeout      = 8 * time.Second // of one login; probes may overlap, so a hanging one delays nothing
@@ -22,8 +23,8 @@ const (
 	maxRetryAfter     = 30 * time.Second // cap on what a throttling upstream asks for
 )
 
-// pair is one upstream as one lane sees it. An upstream-scope verdict pauses it: messages, attempt counts and due times
-// stay as they are, and logins are tried until one succeeds.
+// pair is one upstream as one lane sees it. An upstream-scope verdict pauses it: messages that wait keep their
+// attempt counts and due times (the one that met with it steps back), and logins are tried until one succeeds.
 type pair struct {
 	lane *lane
 	hop  *hop
@@ -34,7 +35,8 @@ type pair struct {
 	downSince time.Time // of the first pause since anything was last accepted or judged here; zero when well
 	resumedAt time.Time
 	workedAt  time.Time
-	ramp      int // hand-overs allowed at once after a resume; doubles with each success
+	proven    bool // something got through since resumedAt
+	ramp      int  // hand-overs allowed at once after a resume; doubles with each success
 }
 
 func newPair(l *lane, h *hop) *pair { return &pair{lane: l, hop: h, ramp: h.connections} }
@@ -59,7 +61,7 @@ func (p *pair) worked() {
 	if !p.paused {
 		p.downSince = time.Time{}
 	}
-	p.workedAt = time.Now()
+	p.workedAt, p.proven = time.Now(), true
 	p.mu.Unlock()
 	if grew {
 		p.lane.adjust()
@@ -71,6 +73,20 @@ func (p *pair) busy(since time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.workedAt.After(since)
+}
+
+// works reports whether anything got through since the pair last resumed.
+func (p *pair) works() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.proven
+}
+
+// turn returns how long who caused a pause with v stays behind the others: a little longer than the pause, so that
+// whoever comes meanwhile goes first.
+func (p *pair) turn(v message.Verdict) time.Duration {
+	pause := max(p.interval(), min(v.RetryAfter, maxRetryAfter))
+	return pause + pause/10
 }
 
 // down reports whether nothing should be promised through p: it refuses our credentials, or has been failing for after.
@@ -166,12 +182,12 @@ func (p *pair) login(ctx context.Context) error {
 
 // credentials returns what the secret files hold now, to notice a rotation. Unreadable counts as empty.
 func (p *pair) credentials() string {
-	var all string
+	var all strings.Builder
 	for _, s := range []interface{ Read() (string, error) }{p.hop.config.Password, p.hop.config.Token} {
 		c, _ := s.Read()
-		all += c + "\n"
+		all.WriteString(c + "\n")
 	}
-	return all
+	return all.String()
 }
 
 // noteFailure keeps the newest reason, so that status and interval speak of what is wrong now.
@@ -196,11 +212,11 @@ func (p *pair) noteFailure(r *Relay, err error) {
 // resume opens the pair, ramped: one hand-over first, then twice as many with each success.
 func (p *pair) resume(r *Relay) {
 	p.mu.Lock()
-	p.paused, p.ramp, p.resumedAt = false, 1, time.Now()
+	p.paused, p.ramp, p.resumedAt, p.proven = false, 1, time.Now(), false
 	since := p.downSince
 	p.mu.Unlock()
 	e := p.event(event.Resumed, message.Verdict{})
-	e.Data.Total = time.Since(since)
+	e.Data.Total = event.Millis(time.Since(since))
 	r.spool.Record(e)
 	p.lane.adjust()
 }

@@ -42,7 +42,7 @@ type Relay struct {
 	generation atomic.Pointer[Generation]
 	lanes      map[string]*lane // by stream
 	signing    *gate
-	clock      clock
+	clock      *clock
 	expiry     *expiry
 
 	ctx        context.Context // of hand-overs: ends when the drain does
@@ -59,7 +59,7 @@ func newRelay(o Options, connect connector) (*Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Relay{spool: o.Spool, log: o.Log, lanes: map[string]*lane{}, expiry: newExpiry(),
+	r := &Relay{spool: o.Spool, log: o.Log, lanes: map[string]*lane{}, clock: newClock(), expiry: newExpiry(),
 		signing: newGate(max(2, runtime.GOMAXPROCS(0)-1))}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.generation.Store(g)

@@ -205,11 +205,12 @@ func TestAnUpstreamOutagePausesThePairAndLeavesMessagesAsTheyAre(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g := newRig(t, nil)
 		g.auth.set(func(s *service) { s.down = down() })
-		var last message.ID
-		for range 5 {
-			last = g.code()
+		first := g.code()
+		for range 4 {
 			time.Sleep(4 * time.Second)
+			g.code()
 		}
+		time.Sleep(4 * time.Second)
 		rows := g.queue()
 		if len(rows) != 5 {
 			t.Fatalf("%d queued during the outage, want 5", len(rows))
@@ -219,15 +220,15 @@ func TestAnUpstreamOutagePausesThePairAndLeavesMessagesAsTheyAre(t *testing.T) {
 				t.Errorf("an outage counted as %d attempts of %s", row.Attempts, row.ID)
 			}
 		}
-		if n := g.auth.attempts(); n < 15 || n > 40 {
-			t.Errorf("%d logins tried in 20 s, want about one a second", n)
+		if n := g.auth.attempts(); n < 20 || n > 50 {
+			t.Errorf("%d logins tried in 20 s, want about two a second", n)
 		}
 		g.auth.set(func(s *service) { s.down = nil })
 		back := time.Now()
 		time.Sleep(1500 * time.Millisecond)
 		got := g.auth.got()
-		if len(got) != 5 || got[4].env.ID != last {
-			t.Fatalf("%d delivered within 1.5 s of the return, want all 5 in order", len(got))
+		if len(got) != 5 || got[0].env.ID != first {
+			t.Fatalf("%d delivered within 1.5 s of the return, want all 5, the oldest first", len(got))
 		}
 		if took := got[0].at.Sub(back); took > 1100*time.Millisecond {
 			t.Errorf("the first left %v after the return", took)
@@ -513,6 +514,73 @@ func TestALaneShowsThatItTurns(t *testing.T) {
 		defer cancel()
 		if err := g.relay.Alive(ctx2); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a stopped relay is alive: %v", err)
+		}
+	})
+}
+
+func TestAMessageThatMakesTheUpstreamHangUpDoesNotHoldUpTheOthers(t *testing.T) {
+	for name, v := range map[string]message.Verdict{
+		"the host says 421":         {Class: message.Throttled, Scope: message.ScopeUpstream, Code: 421},
+		"the connection is lost":    {Class: message.Temporary, Scope: message.ScopeUpstream},
+		"the sender must authorise": {Class: message.Unauthorised, Scope: message.ScopeUpstream, Code: 530},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				g := newRig(t, func(c *config.Config) { c.Stream["auth"].WhenDown = "queue" })
+				choke := func(e message.Envelope) []message.Verdict {
+					if e.To[0] == "poison@example.net" {
+						return v.Verdicts(len(e.To))
+					}
+					return message.Verdict{Class: message.Accepted, Code: 250}.Verdicts(len(e.To))
+				}
+				g.auth.set(func(s *service) { s.verdict = choke })
+				if _, err := g.submit("logto", "", "poison@example.net"); err != nil {
+					t.Fatal(err)
+				}
+				for range 100 {
+					g.code()
+					time.Sleep(3 * time.Second)
+				}
+				time.Sleep(35 * time.Second)
+				tries := 0
+				for _, s := range g.auth.got() {
+					if s.env.To[0] == "poison@example.net" {
+						tries++
+					}
+				}
+				if n := len(g.auth.got()) - tries; n != 100 {
+					t.Errorf("%d of 100 others left", n)
+				}
+				if tries < 3 || tries > 100 {
+					t.Errorf("tried %d times in five minutes, want some, further and further apart", tries)
+				}
+				if rows := g.queue(); len(rows) != 1 || rows[0].LastReply == "" && v.Code != 0 {
+					t.Errorf("queued: %+v, want the one with what the host said of it", rows)
+				}
+			})
+		})
+	}
+}
+
+func TestAMessageTooBigForItsCommitTimeoutDoesNotHoldUpTheOthers(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, nil)
+		g.auth.set(func(s *service) { s.stallFor = "big@example.net" })
+		if _, err := g.submit("logto", "", "big@example.net"); err != nil {
+			t.Fatal(err)
+		}
+		var worst time.Duration
+		for range 60 {
+			began, before := time.Now(), len(g.auth.got())
+			g.code()
+			for len(g.auth.got()) == before {
+				time.Sleep(10 * time.Millisecond)
+			}
+			worst = max(worst, time.Since(began))
+			time.Sleep(3 * time.Second)
+		}
+		if worst > 4*time.Second {
+			t.Errorf("a code waited for %v behind a message that is not its own", worst)
 		}
 	})
 }

@@ -23,7 +23,7 @@ func (t *try) apply(w *row, h *hop, v message.Verdict) {
 		}
 	case v.Class == message.Unknown:
 		t.unknown(w)
-	case v.Scope == message.ScopeUpstream: // the pair is paused; the row stays as it is
+	case v.Scope == message.ScopeUpstream: // the pair is paused, and the row steps back
 	case v.Class == message.Permanent && v.Scope == message.ScopeRecipient:
 		w.outcome = message.Bounced
 	case v.Class == message.Permanent && v.Scope == message.ScopeMessage:
@@ -37,6 +37,19 @@ func (t *try) apply(w *row, h *hop, v message.Verdict) {
 		if v.Scope == message.ScopeDomain || v.Class == message.Unauthorised {
 			w.alarm = "upstream " + h.config.Name + " does not take mail from " + t.msg.HeaderFrom
 		}
+	}
+}
+
+// stepBack puts w, whose own hand-over had upstream-scope verdict v, behind the others. It may be what the upstream
+// chokes on, and going first again after each resume it would keep everybody's mail from leaving until it expires.
+// Where others have got through since the pair last resumed the suspicion grows, and so does the wait.
+func (t *try) stepBack(w *row, p *pair, v message.Verdict) {
+	w.setBack = p.turn(v)
+	if p.works() {
+		if w.Attempts > 0 {
+			w.setBack = max(w.setBack*time.Duration(w.Attempts), wait(t.plan.stream.Retry, w.Attempts))
+		}
+		w.Attempts++
 	}
 }
 
@@ -67,6 +80,8 @@ func (t *try) settlements() []message.Settlement {
 		case w.outcome != message.None:
 		case w.judged:
 			w.DueAt = time.Now().Add(wait(t.plan.stream.Retry, w.Attempts))
+		case w.setBack > 0:
+			w.DueAt = time.Now().Add(w.setBack)
 		default:
 			s.Paused = true
 		}

@@ -82,7 +82,11 @@ func createDatabase(path string) error {
 	return syncDir(filepath.Dir(path))
 }
 
+// fillDatabase makes the file for its owner only; SQLite gives its log the same mode.
 func fillDatabase(path string) (err error) {
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return err
+	}
 	db, err := sql.Open("sqlite", dsn(path, "mode=rwc"))
 	if err != nil {
 		return err

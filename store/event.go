@@ -41,7 +41,7 @@ func recipientEvent(kind event.Kind, m *message.Message, r *message.Recipient, n
 		At: now, Kind: kind, Message: m.ID, N: r.N, Stream: m.Stream, MailKind: m.Kind, Address: r.Address,
 		Data: event.Data{
 			Client: m.Client, HeaderFrom: m.HeaderFrom, Size: m.Size,
-			AcceptedAt: at(ms(m.AcceptedAt)), ExpiresAt: at(ms(m.ExpiresAt)), Total: max(0, now.Sub(m.AcceptedAt)),
+			AcceptedAt: at(ms(m.AcceptedAt)), ExpiresAt: at(ms(m.ExpiresAt)), Total: event.Millis(max(0, now.Sub(m.AcceptedAt))),
 			Attempt: r.Attempts, MaybeSent: r.MaybeSent, Copies: r.Copies,
 		},
 	}

@@ -328,3 +328,37 @@ func TestMarketingIsRefusedBeforeAuthWhenSpaceGetsShort(t *testing.T) {
 		}
 	}
 }
+
+func TestMailThatIsLetInKeepsItsRoomUntilItIsOnDisk(t *testing.T) {
+	t.Parallel()
+	gate := make(chan struct{})
+	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
+		s.writer.commit = func(db *database) error { <-gate; return commitTx(db) }
+	})
+	m := newMessage(s, message.Auth, 0)
+	cost := uint64(len(m.Raw)) * writeCost
+	s.space.mu.Lock()
+	s.space.looked, s.space.free, s.space.reserve = time.Now().Add(time.Minute), 100+cost, 100
+	s.space.mu.Unlock()
+
+	first := s.Put([]*message.Message{m}, false)
+	second := s.Put([]*message.Message{newMessage(s, message.Auth, 0)}, false)
+	<-second.Done()
+	if _, err := second.Result(); replyCode(err) != 452 {
+		t.Errorf("mail without room was answered %v, want 452", err)
+	}
+	if err := s.Ready(message.Auth); err != nil {
+		t.Errorf("with the reserve untouched, small mail is answered %v", err)
+	}
+	if s.space.pending != cost {
+		t.Errorf("%d octets are kept for mail under way, want %d", s.space.pending, cost)
+	}
+	close(gate)
+	<-first.Done()
+	if _, err := first.Result(); err != nil {
+		t.Errorf("mail with just enough room was answered %v", err)
+	}
+	if s.space.pending != 0 {
+		t.Errorf("%d octets are kept though nothing is under way", s.space.pending)
+	}
+}

@@ -26,11 +26,13 @@ func (s *Store) Put(ms []*message.Message, own bool) Write {
 	for _, m := range ms {
 		j.octets += len(m.Raw)
 	}
-	c := rest
+	c, kind := rest, message.Marketing
 	if len(ms) > 0 && ms[0].Kind == message.Auth {
-		c = authPut
+		c, kind = authPut, message.Auth
 	}
-	if err := s.writer.queue.add(c, j); err != nil {
+	if j.room = s.space.letIn(kind, j.octets); !j.room {
+		j.finish(errNoRoom)
+	} else if err := s.writer.queue.add(c, j); err != nil {
 		j.finish(err)
 	}
 	return j
@@ -45,6 +47,7 @@ type putJob struct {
 	result   message.PutResult
 	err      error
 	done     chan struct{}
+	room     bool // of the disk is kept for it
 }
 
 func (j *putJob) Done() <-chan struct{}              { return j.done }
@@ -62,6 +65,9 @@ func (j *putJob) apply(t *tx) error {
 }
 
 func (j *putJob) finish(err error) {
+	if j.room {
+		j.s.space.letOut(j.octets)
+	}
 	if err != nil {
 		j.err = putError(err)
 	} else if j.own {
@@ -70,9 +76,12 @@ func (j *putJob) finish(err error) {
 	close(j.done)
 }
 
+// errNoRoom refuses mail that would take the room which settlements need.
+var errNoRoom = errors.New("the disk is nearly full")
+
 // putError chooses the client's reply.
 func putError(err error) error {
-	if isFull(err) || errors.Is(err, errCrowd) {
+	if isFull(err) || errors.Is(err, errCrowd) || errors.Is(err, errNoRoom) {
 		return &reply.Error{Code: 452, Enhanced: "4.3.1", Text: "Insufficient system storage, please try again later", Err: err}
 	}
 	return &reply.Error{Code: 451, Enhanced: "4.3.0", Text: "The message could not be stored, please try again later", Err: err}

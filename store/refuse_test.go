@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"gatepost/message"
@@ -205,6 +206,19 @@ func TestCommitsAreDurableByTheDatabasesOwnWord(t *testing.T) {
 		var got string
 		if err := s.writer.do(t.Context(), rest, 1, func(t *tx) error { return t.one("PRAGMA "+pragma, &got) }); err != nil || got != want {
 			t.Errorf("%s is %q, err %v, want %q", pragma, got, err, want)
+		}
+	}
+}
+
+func TestTheDatabaseIsItsOwnersAlone(t *testing.T) {
+	old := syscall.Umask(0o022)
+	defer syscall.Umask(old)
+	dir := t.TempDir()
+	s := must(Open(t.Context(), Options{Dir: dir}))
+	defer s.Close(t.Context())
+	for _, f := range must(os.ReadDir(dir)) {
+		if mode := must(f.Info()).Mode().Perm(); mode&0o077 != 0 {
+			t.Errorf("%s has mode %o", f.Name(), mode)
 		}
 	}
 }

@@ -73,7 +73,7 @@ func settlementEvent(s *message.Settlement, now time.Time) event.Event {
 	if a := s.Attempt; a != nil {
 		v := a.Verdict
 		e.Upstream = a.Upstream
-		e.Data.Egress, e.Data.Local, e.Data.Took = a.Egress, a.Local, a.Took
+		e.Data.Egress, e.Data.Local, e.Data.Took = a.Egress, a.Local, event.Millis(a.Took)
 		e.Data.Class, e.Data.Scope, e.Data.Code = v.Class, v.Scope, v.Code
 		e.Data.Reply, e.Data.ProviderID = v.Reply(), printable(v.ProviderID)
 		if v.Class == message.Accepted {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -12,34 +13,64 @@ import (
 
 const (
 	spaceFresh   = 250 * time.Millisecond // how long a look at the file system holds
-	maxReserve   = 64 << 20               // octets kept free for auth mail's settlements …
-	reserveShare = 50                     // … or one part in so many of a small file system
+	reserveShare = 50                     // of the file system one part in so many is kept free for settlements,
+	minReserve   = 8 << 20                // … at least these octets: the log of a few large batches,
+	maxReserve   = 64 << 20               // … at most these,
+	smallShare   = 4                      // … and of a very small one no more than one part in so many
+	writeCost    = 2                      // octets on disk for one of mail: in the log, then in the database
 )
 
-// space knows whether the disk has room. Refusing early, with some left, is what keeps the room that settlements need.
+// space knows whether the disk has room. Refusing early, with some left, is what keeps the room that settlements need:
+// a spool that has none left can neither send nor forget, so it would stay full.
 type space struct {
 	dir  string
 	full atomic.Bool // a write found no room, and none has succeeded since
 
 	mu      sync.Mutex
 	looked  time.Time
-	free    uint64
+	free    uint64 // less what mail let in is still going to take
+	pending uint64 // octets that mail let in and not yet written is going to take
 	reserve uint64
 }
 
-// enough reports whether mail of that kind may still be taken. Marketing is refused first: it leaves auth as much
-// again as auth leaves for settlements.
+// enough reports whether mail of that kind may still be taken.
 func (s *space) enough(kind message.Kind) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.has(kind, 0)
+}
+
+// letIn reports whether there is room for mail of that kind, and keeps it for that mail until letOut.
+func (s *space) letIn(kind message.Kind, octets int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cost := uint64(octets) * writeCost
+	if !s.has(kind, cost) {
+		return false
+	}
+	s.free -= cost
+	s.pending += cost
+	return true
+}
+
+// letOut says that mail that was let in is on disk, or never will be.
+func (s *space) letOut(octets int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending -= uint64(octets) * writeCost
+}
+
+// has reports whether so many octets may be taken by mail of that kind. Marketing is refused first: it leaves auth as
+// much again as auth leaves for settlements. The caller holds mu.
+func (s *space) has(kind message.Kind, octets uint64) bool {
 	if time.Since(s.looked) > spaceFresh {
 		s.look()
 	}
-	need := s.reserve
+	reserve := s.reserve
 	if kind != message.Auth {
-		need *= 2
+		reserve *= 2
 	}
-	return s.free >= need
+	return s.free >= reserve+octets
 }
 
 // look asks the file system. If it does not answer, the next write will tell.
@@ -47,12 +78,12 @@ func (s *space) look() {
 	s.looked = time.Now()
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(s.dir, &fs); err != nil {
-		s.free, s.reserve = 0, 0
+		s.free, s.reserve = math.MaxInt64, 0
 		return
 	}
 	size := uint64(fs.Bsize)
-	s.free = fs.Bavail * size
-	s.reserve = min(maxReserve, fs.Blocks*size/reserveShare)
+	s.free = fs.Bavail*size - min(fs.Bavail*size, s.pending)
+	s.reserve = min(max(fs.Blocks*size/reserveShare, minReserve), maxReserve, fs.Blocks*size/smallShare)
 }
 
 // Ready says whether mail of that kind can be stored now: nil, or a 452 (RFC 5321 §4.2.3) while the disk is full, nearly

@@ -129,11 +129,11 @@ func testDefer(t *testing.T, r *rig) {
 	e := r.history(t, m.ID)[0]
 	want := event.Data{Client: "logto", HeaderFrom: "example.com", Size: m.Size, AcceptedAt: m.AcceptedAt, ExpiresAt: m.ExpiresAt,
 		DueAt: s.Recipient.DueAt, Attempt: 3, Egress: "e1", Local: "127.0.0.2", Class: message.Temporary, Scope: message.ScopeRecipient,
-		Code: 450, Reply: "450 4.2.1 busy", Took: time.Second, Total: e.Data.Total, Copies: 1, Alarm: true, Text: "look"}
+		Code: 450, Reply: "450 4.2.1 busy", Took: event.Millis(time.Second), Total: e.Data.Total, Copies: 1, Alarm: true, Text: "look"}
 	if e.Kind != event.Deferred || e.Upstream != "one" || e.Stream != "auth" || !reflect.DeepEqual(e.Data, want) {
 		t.Errorf("event %v\n%+v, want\n%+v", e.Kind, e.Data, want)
 	}
-	if e.Data.Total < 0 || e.Data.Total > time.Minute {
+	if e.Data.Total < 0 || e.Data.Total > event.Millis(time.Minute) {
 		t.Errorf("total %v", e.Data.Total)
 	}
 }

@@ -1,0 +1,68 @@
+package cli
+
+import (
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"gatepost/admin"
+	"gatepost/event"
+	"gatepost/message"
+)
+
+func TestATraceFitsATerminalAndTellsTheDayOnlyWhereItChanges(t *testing.T) {
+	id, err := message.ParseID("06b7v2c80g000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := id.Time()
+	deferred := event.Data{Class: message.Temporary, Reply: "451 4.3.0 try later please", Local: "203.0.113.10",
+		Took: event.Millis(123456 * time.Microsecond), Total: event.Millis(26 * time.Hour), DueAt: begin.Add(30 * time.Hour)}
+	trace := admin.Trace{Events: []event.Event{
+		{At: begin, Kind: event.Accepted, Message: id, Stream: "auth"},
+		{At: begin.Add(26 * time.Hour), Kind: event.Deferred, Message: id, Stream: "auth", Upstream: "esp", Data: deferred},
+	}}
+	var out strings.Builder
+	if err := printTrace(&out, trace, begin); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		if n := utf8.RuneCountInString(line); n > 81 {
+			t.Errorf("a line of %d columns: %s", n, line)
+		}
+	}
+	later := begin.Add(26 * time.Hour).Local().Format(time.DateOnly)
+	if !strings.Contains(out.String(), "\n  "+begin.Local().Format("15:04:05.000")+"  accepted\n") || !strings.Contains(out.String(), "\n  "+later+" ") {
+		t.Errorf("the day should stand only before what happened on another one:\n%s", out.String())
+	}
+}
+
+func TestEverythingThatKeepsALaneWaitingIsTold(t *testing.T) {
+	now := time.Now()
+	works := message.PairStatus{Upstream: "esp", Egress: "auth"}
+	paused := message.PairStatus{Upstream: "esp", Egress: "auth", Paused: true, Since: now.Add(-time.Minute), Reply: "535 5.7.8 no"}
+	for name, tt := range map[string]struct {
+		lane message.LaneStatus
+		want []string
+	}{
+		"a lane that runs":         {message.LaneStatus{Pairs: []message.PairStatus{works}}, nil},
+		"a hold":                   {message.LaneStatus{Held: true, Pairs: []message.PairStatus{works}}, []string{"is on hold"}},
+		"a pause":                  {message.LaneStatus{Pairs: []message.PairStatus{paused}}, []string{"paused for 1m0s:\n  535 5.7.8 no"}},
+		"a hold and a pause":       {message.LaneStatus{Held: true, Pairs: []message.PairStatus{paused}}, []string{"is on hold", "paused for"}},
+		"a stream without a place": {message.LaneStatus{Held: true}, []string{"is not in the config"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tt.lane.Lane = "auth"
+			got := hindrances(admin.Lane{LaneStatus: tt.lane}, now)
+			if len(got) != len(tt.want) {
+				t.Fatalf("told %q, want %d sentences", got, len(tt.want))
+			}
+			for i, want := range tt.want {
+				if !strings.Contains(got[i], want) || !strings.HasPrefix(got[i], "Stream auth ") {
+					t.Errorf("told %q, want %q", got[i], want)
+				}
+			}
+		})
+	}
+}
