@@ -1,6 +1,6 @@
 # make build   a static binary, bin/gatepost
 # make test    everything that must hold before a change lands; installs what it needs, or says what to install
-# make fuzz    the fuzz targets, FUZZTIME each
+# make fuzz    the fuzz targets, FUZZTIME each: a time, or a count such as 5000x (which make test uses)
 # make bench   gatepost beside Postfix + OpenDKIM; see bench/run.sh
 # make microbench   the benchmarks inside the packages
 # make chaos   the tests of the whole program with many more kills, longer outages and longer queues
@@ -22,7 +22,7 @@ build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/gatepost .
 
 test: peers check go-test
-	$(MAKE) --no-print-directory fuzz FUZZTIME=5s
+	$(MAKE) --no-print-directory fuzz FUZZTIME=5000x
 
 check:
 	@files="$$(find . -name '*.go' -not -path './bench/out/*' -not -path '*/node_modules/*' -exec gofmt -l {} +)"; \

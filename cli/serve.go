@@ -37,7 +37,10 @@ func (a *app) serveCmd() *cobra.Command {
 func (a *app) serve(ctx context.Context, cfg *config.Config) error {
 	ctx, stop := untilSignal(ctx)
 	defer stop()
-	log := newLog(a.err, cfg.Log)
+	signal.Ignore(syscall.SIGPIPE) // that the reader of the log has gone is no reason to stop
+	lines := newLogWriter(a.err, newLog(a.err, cfg.Log))
+	defer lines.close()
+	log := newLog(lines, cfg.Log)
 	d, err := open(ctx, cfg, log, &eventLog{log, cfg.Log.Addresses}, ingress.Listen)
 	if err != nil {
 		return err

@@ -197,6 +197,21 @@ func TestATemporaryRefusalIsTriedAgainByTheLadder(t *testing.T) {
 	})
 }
 
+func TestAKeyThatCannotSignDefersAndNothingLeavesUnsigned(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, func(c *config.Config) { c.Stream["auth"].DKIM[0].Domain = "other.example" })
+		g.code()
+		time.Sleep(10 * time.Second)
+		if n := len(g.auth.got()); n != 0 {
+			t.Errorf("%d messages left although they could not be signed", n)
+		}
+		es := g.history.of(event.Deferred)
+		if len(es) == 0 || !es[0].Data.Alarm || !strings.Contains(es[0].Data.Text, "cannot be made ready") {
+			t.Errorf("want deferrals with an alarm about us, got %+v", es)
+		}
+	})
+}
+
 func down() *upstream.Paused {
 	return &upstream.Paused{Verdict: message.Verdict{Class: message.Temporary, Scope: message.ScopeUpstream, Text: "connection refused"}}
 }

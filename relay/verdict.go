@@ -34,7 +34,10 @@ func (t *try) apply(w *row, h *hop, v message.Verdict) {
 		}
 	default:
 		w.judged = true
-		if v.Scope == message.ScopeDomain || v.Class == message.Unauthorised {
+		switch {
+		case v.Scope == message.ScopeDomain && v.Code == 0: // no reply: the trouble is ours
+			w.alarm = "mail from " + t.msg.HeaderFrom + " cannot be made ready: " + v.Text
+		case v.Scope == message.ScopeDomain || v.Class == message.Unauthorised:
 			w.alarm = "upstream " + h.config.Name + " does not take mail from " + t.msg.HeaderFrom
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,8 +14,11 @@ import (
 )
 
 // makeDir makes the state directory, private to us, if it is not there.
-func makeDir(dir string) error {
-	if _, err := os.Stat(dir); err == nil {
+func makeDir(dir string, log *slog.Logger) error {
+	if info, err := os.Stat(dir); err == nil {
+		if mode := info.Mode().Perm(); mode&0o022 != 0 {
+			log.Warn("state_dir can be written by others than its owner, who could replace the queue: chmod 700", "dir", dir, "mode", fmt.Sprintf("%o", mode))
+		}
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {

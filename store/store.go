@@ -112,7 +112,7 @@ func keepByKind(_ string, kind message.Kind) string {
 // open takes the directory and reads what has to be known before the first write. It counts and scans nothing: a
 // start takes the same time whatever is queued.
 func (s *Store) open(dir string) (err error) {
-	if err := makeDir(dir); err != nil {
+	if err := makeDir(dir, s.log); err != nil {
 		return err
 	}
 	if s.lock, err = lockDir(dir); err != nil {
