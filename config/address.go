@@ -4,21 +4,29 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"gatepost/message"
 )
 
-// listenAddress returns the host:port that a listener binds: an address of this host, or none for all of them. Port 0
-// takes a free one.
+// listenAddress returns where a listener binds: host:port with an address of this host, or no host for all of them, and
+// port 0 for a free one; unix:PATH with an absolute path; or systemd:NAME for a socket that systemd hands over.
 func (l *loader) listenAddress(t *table) string {
 	s := t.needed("address", `write address = "127.0.0.1:2525"`)
 	if s == "" {
 		return ""
 	}
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		return l.unixAddress(t, path)
+	}
+	if name, ok := strings.CutPrefix(s, "systemd:"); ok {
+		return l.systemdAddress(t, name)
+	}
 	host, port, err := splitHostPort(s)
 	if err != nil {
-		t.bad(t.at("address"), `write address = "127.0.0.1:2525"`, "%q %v", s, err)
+		t.bad(t.at("address"), `write address = "127.0.0.1:2525", "unix:PATH" or "systemd:NAME"`, "%q %v", s, err)
 		return ""
 	}
 	ip, err := netip.ParseAddr(host)
@@ -32,6 +40,39 @@ func (l *loader) listenAddress(t *table) string {
 	}
 	return net.JoinHostPort(host, strconv.Itoa(port))
 }
+
+// unixAddress returns the address of a unix socket, whose path starts at the config's directory.
+func (l *loader) unixAddress(t *table, path string) string {
+	if path == "" || strings.HasSuffix(path, "/") {
+		t.bad(t.at("address"), `write address = "unix:/run/gatepost/smtp.sock"`, "%q names no file for a unix socket", "unix:"+path)
+		return ""
+	}
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(l.c.Dir, path)
+	}
+	path = filepath.Clean(path)
+	if len(path) > maxSocketPath {
+		t.bad(t.at("address"), "choose a shorter one", "the path of a unix socket has %d octets at most, %s has %d", maxSocketPath, path, len(path))
+		return ""
+	}
+	return "unix:" + path
+}
+
+// systemdAddress returns the address of a socket that systemd knows by name: FileDescriptorName= of the unit, which is
+// the unit's own name by default.
+func (l *loader) systemdAddress(t *table, name string) string {
+	if !isName(strings.NewReplacer(".", "-", "@", "-").Replace(name)) {
+		t.bad(t.at("address"), `write address = "systemd:gatepost.socket", or what FileDescriptorName= says`, "%q names no socket of systemd", "systemd:"+name)
+		return ""
+	}
+	return "systemd:" + name
+}
+
+// OnUnix reports whether s is a unix socket of our own making.
+func (s *Listen) OnUnix() bool { return strings.HasPrefix(s.Address, "unix:") }
+
+// OnSystemd reports whether s is a socket that systemd hands over: of which family is only known then.
+func (s *Listen) OnSystemd() bool { return strings.HasPrefix(s.Address, "systemd:") }
 
 // splitHostPort takes host:port apart; the error continues a sentence that begins with s.
 func splitHostPort(s string) (host string, port int, err error) {
@@ -71,30 +112,42 @@ func (l *loader) sourceAddress(t *table, key string, v6 bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// networks parses prefixes and single addresses; an invalid prefix stands for what was refused.
-func (l *loader) networks(t *table, texts []string) []netip.Prefix {
+// networks parses prefixes and single addresses; an invalid prefix stands for what was refused. Where credentials or a
+// certificate must come with the address (narrows), a network may be as wide as one likes.
+func (l *loader) networks(t *table, narrows bool) []netip.Prefix {
+	texts := t.optionalList("networks", `name where it connects from: networks = ["127.0.0.1", "10.1.2.0/24"]`)
+	if texts == nil {
+		return nil
+	}
 	found := make([]netip.Prefix, len(texts))
 	for i, s := range texts {
-		if s != "" {
-			found[i] = l.network(element(t.at("networks"), i), s)
+		path := element(t.at("networks"), i)
+		p := l.prefix(path, s)
+		switch {
+		case narrows || !p.IsValid():
+		case isOpen(p):
+			l.bad(path, "name the networks that your own systems send from", "%q would make this an open relay", s)
+			p = netip.Prefix{}
+		case isWide(p):
+			l.warn(path, "", "everybody in %q, a public network, may send as this client", s)
 		}
+		found[i] = p
 	}
 	return found
 }
 
-func (l *loader) network(path, s string) netip.Prefix {
+// prefix parses a prefix or an address; invalid where it cannot be used or s is empty, which has been told.
+func (l *loader) prefix(path, s string) netip.Prefix {
+	if s == "" {
+		return netip.Prefix{}
+	}
 	p, err := parsePrefix(s)
 	switch {
 	case err != nil:
 		l.bad(path, `write "127.0.0.1" or "10.1.2.0/24"`, "%q is not a network or an address", s)
 	case p != p.Masked():
 		l.bad(path, fmt.Sprintf("write %q for the network, %q for the address", p.Masked(), p.Addr()), "%q has bits set beyond its length", s)
-	case isOpen(p):
-		l.bad(path, "name the networks that your own systems send from", "%q would make this an open relay", s)
 	default:
-		if isWide(p) {
-			l.warn(path, "", "everybody in %q, a public network, may send as this client", s)
-		}
 		return p
 	}
 	return netip.Prefix{}

@@ -29,7 +29,7 @@ func (l *loader) checkApart() {
 		for i, d := range s.DKIM {
 			l.claimSignature(s, d, claim{l.signaturePath(s, i), d.Shared, s}, note)
 		}
-		for _, name := range s.Route {
+		for _, name := range s.upstreams() {
 			if u := l.c.Upstream[name]; u != nil && u.Type == "smtp" && u.Host != "" {
 				note(claim{join("upstream", u.Name), u.Shared, s}, "the account %s", account(u))
 				l.claimEgress(s, u, note)

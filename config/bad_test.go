@@ -44,7 +44,9 @@ func (e edit) apply(t *testing.T, text string) string {
 
 func TestABadConfigIsToldByLineAndKey(t *testing.T) {
 	all := maps.Clone(badDoors)
+	maps.Copy(all, badLogins)
 	maps.Copy(all, badStreams)
+	maps.Copy(all, badRules)
 	maps.Copy(all, badDelivery)
 	for name, tt := range all {
 		t.Run(name, func(t *testing.T) {
@@ -95,9 +97,9 @@ var badDoors = map[string]badConfig{
 		},
 	},
 	"a key of a later release": {
-		[]edit{{`streams  = ["auth"]`, "streams  = [\"auth\"]\nusername = \"x\""}},
+		[]edit{{`streams  = ["auth"]`, "streams  = [\"auth\"]\ntoken_files = [\"x\"]"}},
 		[]string{
-			"9: client.logto.username: unknown key",
+			"9: client.logto.token_files: unknown key",
 		},
 	},
 	"a value where a table belongs": {
@@ -253,7 +255,7 @@ var badDoors = map[string]badConfig{
 	"a mail larger than memory allows": {
 		[]edit{{"[listen.smtp]\n", "[listen.smtp]\nmax_size = \"1GB\"\n"}},
 		[]string{
-			"4: listen.smtp.max_size: 1GB is more than limits.bytes_in_flight (128MB): such a mail could never be taken",
+			"4: listen.smtp.max_size: 1GB is more than three quarters of limits.bytes_in_flight (128MB): such a mail could never be taken",
 		},
 	},
 	"counts out of range": {

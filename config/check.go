@@ -3,10 +3,11 @@ package config
 import (
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
+
+	"gatepost/message"
 )
 
 // check looks at what only several sections together can get wrong. A zero value in the Config stands for what has been
@@ -19,7 +20,7 @@ func (l *loader) check() {
 		l.checkListen(s)
 	}
 	for _, c := range inOrder(l, "client", l.c.Client) {
-		l.refer(join("client", c.Name)+".streams", "stream", c.Streams, names(l.c.Stream))
+		l.checkClient(c)
 	}
 	for _, s := range inOrder(l, "stream", l.c.Stream) {
 		l.checkStream(s)
@@ -78,93 +79,50 @@ func (l *loader) checkEgress(path, name string) {
 	}
 }
 
-func (l *loader) checkListen(s *Listen) {
-	path := join("listen", s.Name)
-	l.refer(path+".clients", "client", s.Clients, names(l.c.Client))
-	if s.MaxSize > l.c.Limits.BytesInFlight {
-		l.bad(path+".max_size", "raise bytes_in_flight under [limits], or lower max_size",
-			"%s is more than limits.bytes_in_flight (%s): such a mail could never be taken",
-			formatSize(s.MaxSize), formatSize(l.c.Limits.BytesInFlight))
-	}
-	for i, name := range s.Clients {
-		if c := l.c.Client[name]; c != nil && cannotConnect(c, s) {
-			l.warn(element(path+".clients", i), "", "client %q cannot connect: %s is only reached from this machine, and its networks are elsewhere", name, s.Address)
-		}
-		for _, before := range s.Clients[:i] {
-			l.checkOverlap(s, before, name)
-		}
-	}
-}
-
-// cannotConnect reports whether s is reached over loopback only and none of c's networks is there.
-func cannotConnect(c *Client, s *Listen) bool {
-	ip, _ := socket(s.Address)
-	isLocal := func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().IsLoopback() }
-	return ip.IsLoopback() && !slices.ContainsFunc(c.Networks, isLocal)
-}
-
-// checkOverlap refuses an address that would be two clients on one listener.
-func (l *loader) checkOverlap(s *Listen, one, two string) {
-	a, b := l.c.Client[one], l.c.Client[two]
-	if a == nil || b == nil {
-		return
-	}
-	for i, p := range b.Networks {
-		for _, q := range a.Networks {
-			if p.IsValid() && q.IsValid() && p.Overlaps(q) {
-				l.bad(element(join("client", two)+".networks", i), "give each client networks of its own, or each a listener of its own",
-					"%s overlaps %s of client %q on listener %q: which client would it be?", p, q, one, s.Name)
-			}
-		}
-	}
-}
-
-// checkListenAddresses refuses two listeners of which the second could not bind.
-func (l *loader) checkListenAddresses() {
-	all := inOrder(l, "listen", l.c.Listen)
-	for i, s := range all {
-		for _, before := range all[:i] {
-			if sameSocket(before.Address, s.Address) {
-				l.bad(join("listen", s.Name)+".address", "", "%s is taken by listener %q (%s)", s.Address, before.Name, before.Address)
-			}
-		}
-	}
-}
-
-// sameSocket reports whether binding a and b at once fails: one port, and one address or every address.
-func sameSocket(a, b string) bool {
-	ipA, portA := socket(a)
-	ipB, portB := socket(b)
-	if a == "" || b == "" || portA != portB || portA == "0" {
-		return false
-	}
-	covers := func(x, y netip.Addr) bool { return x.IsUnspecified() && (x.Is6() || y.Is4()) }
-	return ipA == ipB || covers(ipA, ipB) || covers(ipB, ipA)
-}
-
-// socket takes the address of a listener apart.
-func socket(address string) (ip netip.Addr, port string) {
-	host, port, _ := net.SplitHostPort(address)
-	switch host {
-	case "":
-		host = "::"
-	case "localhost":
-		host = "127.0.0.1"
-	}
-	ip, _ = netip.ParseAddr(host)
-	return ip, port
-}
-
 func (l *loader) checkStream(s *Stream) {
 	path := join("stream", s.Name)
 	l.refer(path+".route", "upstream", s.Route, names(l.c.Upstream))
 	l.checkEgress(path+".egress", s.Egress)
 	l.checkAlignment(s)
 	l.checkTimes(s)
-	for _, name := range s.Route {
+	l.checkMatches(s)
+	l.checkDSN(s)
+	l.checkSize(path+".max_size", s.MaxSize)
+	for _, name := range s.upstreams() {
 		if u := l.c.Upstream[name]; u != nil {
 			l.checkPair(s, u)
 		}
+	}
+}
+
+// upstreams names all that mail of s leaves through: its route, and the upstream of its delivery status notifications.
+func (s *Stream) upstreams() []string {
+	if s.DSNUpstream == "" || slices.Contains(s.Route, s.DSNUpstream) {
+		return s.Route
+	}
+	return append(slices.Clip(s.Route), s.DSNUpstream)
+}
+
+// checkDSN refuses notifications for sign-in mail, whose senders are machines, and upstreams that rebuild mail.
+func (l *loader) checkDSN(s *Stream) {
+	path := join("stream", s.Name) + ".dsn_upstream"
+	l.referOne(path, "upstream", s.DSNUpstream, names(l.c.Upstream))
+	u := l.c.Upstream[s.DSNUpstream]
+	switch {
+	case s.DSNUpstream == "":
+	case s.Kind == message.Auth:
+		l.bad(path, "remove it; bounces are in the log and in gatepost trace", "has no place where kind is \"auth\": nobody reads bounces of sign-in mail, and they would tell who has an account")
+	case u != nil && u.Type != "smtp" && u.Type != "":
+		l.bad(path, "name an upstream of type \"smtp\"", "%q is of type %q: delivery status notifications leave by SMTP alone", u.Name, u.Type)
+	}
+}
+
+// checkSize refuses a size that marketing mail, which has three quarters of the memory for mail, could never fill.
+func (l *loader) checkSize(path string, size int64) {
+	if most := l.c.Limits.BytesInFlight / 4 * 3; size > most {
+		l.bad(path, "raise bytes_in_flight under [limits], or lower max_size",
+			"%s is more than three quarters of limits.bytes_in_flight (%s): such a mail could never be taken",
+			formatSize(size), formatSize(l.c.Limits.BytesInFlight))
 	}
 }
 
@@ -234,11 +192,16 @@ func (l *loader) checkAlignment(s *Stream) {
 			}
 		}
 	}
-	_, domain, _ := strings.Cut(s.ReturnPath, "@")
+	if domain := domainPart(s.DefaultFrom); domain != "" && !slices.Contains(s.Domains, domain) {
+		l.bad(path+".default_from", "use an address in "+quoted(s.Domains), "%q is in no exact domain of this stream", s.DefaultFrom)
+	}
+	domain := domainPart(s.ReturnPath)
 	if owner := l.owner(domain); domain != "" && owner != s {
 		l.bad(path+".return_path", "use an address in one of its domains", "%q is in no domain of this stream, so SPF would not align", s.ReturnPath)
 	}
 }
+
+func domainPart(address string) string { _, domain, _ := strings.Cut(address, "@"); return domain }
 
 // isAbove reports whether d is the domain, or for a wildcard its base, or a parent of it below the top level.
 func isAbove(d, domain string) bool {
@@ -300,7 +263,7 @@ func (l *loader) checkUnused() {
 		use("stream", c.Streams...)
 	}
 	for _, s := range l.c.Stream {
-		use("upstream", s.Route...)
+		use("upstream", s.upstreams()...)
 		use("egress", s.Egress)
 	}
 	for _, u := range l.c.Upstream {

@@ -5,6 +5,7 @@ package config
 
 import (
 	"net/netip"
+	"regexp"
 	"time"
 
 	"gatepost/message"
@@ -38,23 +39,41 @@ type Store struct {
 
 // Listen is [listen.NAME]: a door.
 type Listen struct {
-	Name           string
-	Protocol       string   // "smtp"
-	Address        string   // host:port
-	Clients        []string // those it serves
-	MaxSize        int64    // octets of one message
-	MaxRecipients  int      // per message
-	MaxConnections int      // in all
-	MaxPerSource   int      // per client address
-	ReceivedFrom   string   // "public" (default): the Received field names the client's address unless it is private; "always"; "never"
+	Name            string
+	Protocol        string         // "smtp"
+	Address         string         // host:port, "unix:/path" or "systemd:NAME"
+	Clients         []string       // those it serves
+	MaxSize         int64          // octets of one message
+	MaxRecipients   int            // per message
+	MaxConnections  int            // in all
+	MaxPerSource    int            // per client address
+	TLS             string         // "none", "starttls" or "implicit"
+	TLSCertFile     string         // absolute; PEM, with its chain; re-read when it changes
+	TLSKeyFile      string         // absolute
+	TLSClientCAFile string         // absolute; certificates signed by it identify clients; "" asks for none
+	Auth            string         // "" : credentials decide; "any": every login is accepted and the address decides
+	Mixed           bool           // clients by address and clients by login share this listener on purpose
+	ProxyFrom       []netip.Prefix // balancers that speak the PROXY protocol to us; all others must not
+	SocketMode      uint32         // permissions of a unix socket
+	ReceivedFrom    string         // "public" (default): the Received field names the client's address unless it is private; "always"; "never"
 }
 
 // Client is [client.NAME]: who submits.
 type Client struct {
-	Name     string
-	Networks []netip.Prefix // non-empty
-	Streams  []string       // non-empty
+	Name           string
+	Networks       []netip.Prefix // where it may come from; with a login or certificate both must match; may be empty with other identities
+	Streams        []string       // non-empty
+	Username       string         // of its login; "" for none
+	Password       Secret         // a file of one password or argon2id hash a line, two at most; re-read when it changes
+	TLSNames       []string       // DNS names in a client certificate that make it this client
+	UnixUsers      []int          // user ids that make a peer on a unix socket this client
+	MaxSize        int64          // octets of one message; 0 for the listener's
+	MaxConnections int            // at once over all listeners; 0 for no limit of its own
 }
+
+// ByAddress reports whether an address in Networks is enough to be c. Where a login or a certificate makes the client,
+// its networks only narrow down where that may come from.
+func (c *Client) ByAddress() bool { return c.Username == "" && len(c.TLSNames) == 0 }
 
 // Stream is [stream.NAME]: a class of mail.
 type Stream struct {
@@ -72,6 +91,21 @@ type Stream struct {
 	WhenDown       string // "refuse" or "queue"
 	CommitTimeout  time.Duration
 	AnswerTimeout  time.Duration
+	MaxSize        int64  // octets of one message; 0 for the listener's
+	DefaultFrom    string // header From for mail without one; "" refuses it
+	DSNUpstream    string // name of the smtp upstream that bounces to the sender leave by; "" sends none
+	Supersede      bool   // a newer code takes the place of a queued older one
+	Match          []Match
+}
+
+// Match is [[stream.NAME.match]]: what holds for mail whose subject or header field fits. The first that fits counts.
+type Match struct {
+	Subject *regexp.Regexp // on the decoded Subject; nil for any
+	Header  string         // name of a header field; "" for none
+	Value   *regexp.Regexp // on that field's decoded value; nil for any
+	TTL     time.Duration  // 0 leaves the stream's
+	Purpose string         // "code", "invitation", "notice" or ""
+	Verdict string         // "queued", "upstream" or ""
 }
 
 // DKIM is one signature of a stream.
@@ -128,7 +162,9 @@ type Log struct {
 
 // Limits is [limits].
 type Limits struct {
-	BytesInFlight int64 // octets of mail held in memory over all sessions and attempts
+	BytesInFlight int64         // octets of mail held in memory over all sessions and attempts
+	Memory        int64         // octets of heap from which mail is refused: marketing at three quarters of it; 0 for no limit
+	QueueAge      time.Duration // how long due mail may have waited until new mail of its stream is refused: auth at twice it; 0 for no limit
 }
 
 // EgressOf returns the name of the egress that mail of stream s leaves by through upstream u: the upstream's own, else

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -80,6 +82,10 @@ func (vs *values) set(key string, v any) {
 		if v == "" {
 			return
 		}
+	case []string:
+		if len(v) == 0 {
+			return
+		}
 	case time.Duration:
 		if v != 0 {
 			*vs = append(*vs, value{key, formatDuration(v)})
@@ -94,6 +100,19 @@ func (vs *values) set(key string, v any) {
 	*vs = append(*vs, value{key, v})
 }
 
+// size is set for octets; 0 stands for a limit that is not set.
+func (vs *values) size(key string, octets int64) {
+	if octets > 0 {
+		vs.set(key, formatSize(octets))
+	}
+}
+
+func (vs *values) pattern(key string, re *regexp.Regexp) {
+	if re != nil {
+		vs.set(key, re.String())
+	}
+}
+
 func (c *Config) sections() []section {
 	var top values
 	top.set("hostname", c.Hostname)
@@ -101,7 +120,7 @@ func (c *Config) sections() []section {
 	all := []section{
 		{nil, top},
 		{[]string{"store"}, values{{"engine", c.Store.Engine}}},
-		{[]string{"limits"}, values{{"bytes_in_flight", formatSize(c.Limits.BytesInFlight)}}},
+		{[]string{"limits"}, c.Limits.values()},
 		{[]string{"log"}, c.Log.values()},
 		{[]string{"history"}, c.History.values()},
 	}
@@ -123,6 +142,13 @@ func (c *Config) sections() []section {
 	return all
 }
 
+func (m Limits) values() (vs values) {
+	vs.size("bytes_in_flight", m.BytesInFlight)
+	vs.size("memory", m.Memory)
+	vs.set("queue_age", m.QueueAge)
+	return vs
+}
+
 func (g Log) values() (vs values) {
 	vs.set("level", g.Level)
 	vs.set("format", g.Format)
@@ -140,22 +166,48 @@ func (s *Listen) values() (vs values) {
 	vs.set("protocol", s.Protocol)
 	vs.set("address", s.Address)
 	vs.set("clients", s.Clients)
-	vs.set("max_size", formatSize(s.MaxSize))
+	vs.size("max_size", s.MaxSize)
 	vs.set("max_recipients", s.MaxRecipients)
 	vs.set("max_connections", s.MaxConnections)
 	vs.set("max_per_source", s.MaxPerSource)
+	vs.set("tls", s.TLS)
+	vs.set("tls_cert_file", s.TLSCertFile)
+	vs.set("tls_key_file", s.TLSKeyFile)
+	vs.set("tls_client_ca_file", s.TLSClientCAFile)
+	vs.set("auth", s.Auth)
+	vs.set("mixed", s.Mixed)
+	vs.set("proxy_from", texts(s.ProxyFrom))
+	if s.OnUnix() {
+		vs.set("socket_mode", fmt.Sprintf("%04o", s.SocketMode))
+	}
 	vs.set("received_from", s.ReceivedFrom)
 	return vs
 }
 
 func (c *Client) values() (vs values) {
-	networks := make([]string, len(c.Networks))
-	for i, p := range c.Networks {
-		networks[i] = p.String()
+	users := make([]string, len(c.UnixUsers))
+	for i, id := range c.UnixUsers {
+		users[i] = strconv.Itoa(id)
 	}
-	vs.set("networks", networks)
+	vs.set("networks", texts(c.Networks))
+	vs.set("username", c.Username)
+	vs.set("password_file", c.Password.File)
+	vs.set("tls_names", c.TLSNames)
+	vs.set("unix_users", users)
 	vs.set("streams", c.Streams)
+	vs.size("max_size", c.MaxSize)
+	if c.MaxConnections > 0 {
+		vs.set("max_connections", c.MaxConnections)
+	}
 	return vs
+}
+
+func texts(ps []netip.Prefix) []string {
+	ts := make([]string, len(ps))
+	for i, p := range ps {
+		ts[i] = p.String()
+	}
+	return ts
 }
 
 func (s *Stream) values() (vs values) {
@@ -182,6 +234,27 @@ func (s *Stream) values() (vs values) {
 	vs.set("when_down", s.WhenDown)
 	vs.set("commit_timeout", s.CommitTimeout)
 	vs.set("answer_timeout", s.AnswerTimeout)
+	vs.size("max_size", s.MaxSize)
+	vs.set("default_from", s.DefaultFrom)
+	vs.set("dsn_upstream", s.DSNUpstream)
+	vs.set("supersede", s.Supersede)
+	if len(s.Match) > 0 {
+		rules := make([]values, len(s.Match))
+		for i, m := range s.Match {
+			rules[i] = m.values()
+		}
+		vs.set("match", rules)
+	}
+	return vs
+}
+
+func (m Match) values() (vs values) {
+	vs.pattern("subject", m.Subject)
+	vs.set("header", m.Header)
+	vs.pattern("value", m.Value)
+	vs.set("ttl", m.TTL)
+	vs.set("purpose", m.Purpose)
+	vs.set("verdict", m.Verdict)
 	return vs
 }
 

@@ -30,6 +30,8 @@ func TestEveryKeyIsRead(t *testing.T) {
 			text, path = "["+kind+"]\n"+key+odd, kind+"."+key
 		case "dkim":
 			text, path = "[stream.x]\ndkim."+key+odd, "stream.x.dkim."+key
+		case "match":
+			text, path = "[[stream.x.match]]\n"+key+odd, "stream.x.match[0]."+key
 		default:
 			text, path = "["+kind+".x]\n"+key+odd, kind+".x."+key
 			if kind == "upstream" && key != "type" {
@@ -62,7 +64,7 @@ func TestEveryKeyIsInTheExampleAndInTheReference(t *testing.T) {
 		if kind == "" && keys[key] != nil {
 			return // a section; its keys are looked for
 		}
-		if !regexp.MustCompile(`(?m)(^|^#|^# e\.g\. |[{,] |^#   )` + key + ` `).MatchString(sectionOf(example, kind)) {
+		if !regexp.MustCompile(`(?m)(^|^#|^# e\.g\. |[{,] |^#   )` + key + ` |\.` + key + `\]\]`).MatchString(sectionOf(example, kind)) {
 			t.Errorf("config.example.toml does not show %s under [%s]", key, kind)
 		}
 		_, after, _ := strings.Cut(reference, headings[kind])
@@ -75,7 +77,7 @@ func TestEveryKeyIsInTheExampleAndInTheReference(t *testing.T) {
 
 // headings are those of docs/config.md, by kind of section.
 var headings = map[string]string{
-	"": "## The top", "listen": "## [listen.NAME]", "client": "## [client.NAME]", "stream": "## [stream.NAME]", "dkim": "## dkim",
+	"": "## The top", "listen": "## [listen.NAME]", "client": "## [client.NAME]", "stream": "## [stream.NAME]", "dkim": "## dkim", "match": "## match",
 	"egress": "## [egress.NAME]", "upstream": "## [upstream.NAME]", "store": "## [store]", "limits": "## [limits]",
 	"history": "## [history]", "log": "## [log]",
 }
@@ -86,11 +88,12 @@ func sectionOf(example, kind string) string {
 		top, _, _ := strings.Cut(example, "\n[")
 		return top
 	}
-	if kind == "dkim" {
+	if kind == "dkim" || kind == "match" {
 		kind = "stream"
 	}
 	var b strings.Builder
 	for part := range strings.SplitSeq(example, "\n[") {
+		part = strings.TrimPrefix(part, "[")
 		if strings.HasPrefix(part, kind+"]") || strings.HasPrefix(part, kind+".") {
 			b.WriteString(part + "\n")
 		}

@@ -111,7 +111,7 @@ func (l *loader) read(m map[string]any) {
 	l.c.Upstream = sections(top, "upstream", l.upstream)
 	l.c.History = l.history(top.sub("history", "history"))
 	l.c.Log = l.log(top.sub("log", "log"))
-	l.c.Limits.BytesInFlight = top.sub("limits", "limits").size("bytes_in_flight", 128*megabyte)
+	l.c.Limits = l.limits(top.sub("limits", "limits"))
 }
 
 // sections reads every [kind.NAME], in the order of names.

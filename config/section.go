@@ -22,39 +22,6 @@ func (l *loader) hostname(top *table) string {
 	return name
 }
 
-func (l *loader) listen(t *table, name string) *Listen {
-	s := &Listen{Name: name}
-	s.Protocol = l.protocol(t, name)
-	s.Address = l.listenAddress(t)
-	s.Clients = t.list("clients", "name the clients that this listener serves")
-	s.MaxSize = t.size("max_size", 25*megabyte)
-	s.MaxRecipients = t.count("max_recipients", 100, 100000)
-	s.MaxConnections = t.count("max_connections", 1000, 1000000)
-	s.MaxPerSource = t.count("max_per_source", min(200, s.MaxConnections), 1000000)
-	s.ReceivedFrom = t.choice("received_from", "public", "public", "always", "never")
-	if s.MaxPerSource > s.MaxConnections {
-		t.warn(t.at("max_per_source"), "", "%d is more than max_connections (%d), so it limits nothing", s.MaxPerSource, s.MaxConnections)
-	}
-	return s
-}
-
-// protocol is given, or the listener's own name.
-func (l *loader) protocol(t *table, name string) string {
-	protocols := []string{"smtp"}
-	if !t.has("protocol") && !slices.Contains(protocols, name) {
-		t.bad(t.at("protocol"), `write protocol = "smtp"`, "is missing, and the listener's name %q is none", name)
-	}
-	return t.choice("protocol", "smtp", protocols...)
-}
-
-func (l *loader) client(t *table, name string) *Client {
-	c := &Client{Name: name}
-	networks := t.list("networks", `name where it connects from: networks = ["127.0.0.1", "10.1.2.0/24"]`)
-	c.Networks = l.networks(t, networks)
-	c.Streams = t.list("streams", "name the streams that this client may use")
-	return c
-}
-
 func (l *loader) stream(t *table, name string) *Stream {
 	s := &Stream{Name: name}
 	t.require("kind", `write kind = "auth" for sign-in mail, "marketing" for what may wait`)
@@ -63,7 +30,7 @@ func (l *loader) stream(t *table, name string) *Stream {
 	s.Route = l.route(t)
 	s.Egress = t.needed("egress", `name an egress, or write egress = "any" to let the host choose the address`)
 	s.DKIM = l.dkim(t)
-	s.ReturnPath = l.returnPath(t)
+	s.ReturnPath = l.address(t, "return_path")
 	d := defaultsOf(s.Kind)
 	s.TTL = t.duration("ttl", d.TTL)
 	s.Retry = t.durations("retry", d.Retry...)
@@ -72,6 +39,11 @@ func (l *loader) stream(t *table, name string) *Stream {
 	s.WhenDown = t.choice("when_down", d.WhenDown, "refuse", "queue")
 	s.CommitTimeout = t.duration("commit_timeout", d.CommitTimeout)
 	s.AnswerTimeout = t.duration("answer_timeout", d.AnswerTimeout)
+	s.MaxSize = t.size("max_size", 0)
+	s.DefaultFrom = l.address(t, "default_from")
+	s.DSNUpstream = t.text("dsn_upstream")
+	s.Supersede = t.flag("supersede")
+	s.Match = l.matches(t)
 	return s
 }
 
@@ -137,35 +109,17 @@ func (l *loader) route(t *table) []string {
 
 // dkim reads one table or a list of them.
 func (l *loader) dkim(t *table) []DKIM {
-	switch v := t.m["dkim"].(type) {
-	case nil:
-		return nil
-	case map[string]any:
-		return []DKIM{l.signature(l.table(t.at("dkim"), "dkim", v))}
-	case []map[string]any:
-		return l.signatures(t.at("dkim"), v)
-	case []any:
-		if len(v) == 0 {
-			t.bad(t.at("dkim"), "leave the key out for no signature", "is empty")
-			return nil
-		}
-		tables := make([]map[string]any, len(v))
-		for i, e := range v {
-			m, ok := e.(map[string]any)
-			if !ok {
-				t.wrongType(element(t.at("dkim"), i), e, "a table", "")
-				return nil
-			}
-			tables[i] = m
-		}
-		return l.signatures(t.at("dkim"), tables)
-	default:
-		t.wrongType(t.at("dkim"), v, "a table or a list of tables", `write dkim = { selector = "gp1", key_file = "gp1.pem" }`)
-		return nil
+	if m, ok := t.m["dkim"].(map[string]any); ok {
+		return []DKIM{l.signature(l.table(t.at("dkim"), "dkim", m))}
 	}
+	const want, hint = "a table or a list of tables", `write dkim = { selector = "gp1", key_file = "gp1.pem" }`
+	return l.signatures(t.at("dkim"), t.tables("dkim", want, hint))
 }
 
 func (l *loader) signatures(path string, tables []map[string]any) []DKIM {
+	if tables == nil {
+		return nil
+	}
 	found := make([]DKIM, len(tables))
 	for i, m := range tables {
 		found[i] = l.signature(l.table(element(path, i), "dkim", m))
@@ -183,25 +137,29 @@ func (l *loader) signature(t *table) DKIM {
 }
 
 // domainAt returns the canonical form of the domain, or of the labels below one, that stands at key.
-func (l *loader) domainAt(t *table, key, s string) string {
+func (l *loader) domainAt(t *table, key, s string) string { return l.domainOf(t.at(key), s) }
+
+// domainOf is domainAt by path; s may be empty.
+func (l *loader) domainOf(path, s string) string {
 	if s == "" {
 		return ""
 	}
 	domain, err := message.ParseDomain(s)
 	if err != nil {
-		t.bad(t.at(key), "", "%q cannot be used: %v", s, err)
+		l.bad(path, "", "%q cannot be used: %v", s, err)
 	}
 	return domain
 }
 
-func (l *loader) returnPath(t *table) string {
-	s := t.text("return_path")
+// address returns the mailbox at key, "" where it is absent.
+func (l *loader) address(t *table, key string) string {
+	s := t.text(key)
 	if s == "" {
 		return ""
 	}
 	a, err := message.ParseAddress(s)
 	if err != nil {
-		t.bad(t.at("return_path"), "", "%q is not an address: %v", s, err)
+		t.bad(t.at(key), "", "%q is not an address: %v", s, err)
 		return ""
 	}
 	return a.String()
@@ -228,6 +186,18 @@ func (l *loader) history(t *table) History {
 		Addresses: t.choice("addresses", "", "hmac", "clear"),
 		Keep:      t.duration("keep", 30*day),
 	}
+}
+
+// limits reads [limits]. Memory has to have room for the mail in flight and for the program around it.
+func (l *loader) limits(t *table) (m Limits) {
+	m.BytesInFlight = t.size("bytes_in_flight", 128*megabyte)
+	m.Memory = t.size("memory", max(512*megabyte, 4*m.BytesInFlight))
+	m.QueueAge = t.duration("queue_age", 0)
+	if m.Memory < 2*m.BytesInFlight {
+		t.bad(t.at("memory"), "raise it, or lower bytes_in_flight",
+			"%s is less than twice bytes_in_flight (%s): mail in flight alone could close the doors", formatSize(m.Memory), formatSize(m.BytesInFlight))
+	}
+	return m
 }
 
 func (l *loader) log(t *table) Log {

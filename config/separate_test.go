@@ -135,6 +135,18 @@ func TestWhatWorksButShouldBeKnownIsAWarning(t *testing.T) {
 			[]edit{{`["127.0.1.0/24"]`, `["172.17.0.0/16", "::ffff:10.0.0.1"]`}},
 			[]string{`5: listen.smtp.clients: client "news" cannot connect: 127.0.0.1:2525 is only reached from this machine, and its networks are elsewhere`},
 		},
+		"a balancer that may hear passwords": {
+			bothLogIn(edit{"[listen.smtp]\n", "[listen.smtp]\nproxy_from = [\"127.0.0.1\"]\n"}),
+			[]string{`3: listen.smtp.tls: the password of client "logto" reaches the balancer in clear text unless that speaks TLS`},
+		},
+		"a socket of systemd that may be on a network": {
+			bothLogIn(edit{"127.0.0.1:2525", "systemd:gatepost.socket"}),
+			[]string{`3: listen.smtp.tls: client "logto" can log in only if systemd's socket is on loopback or a unix socket: there is no certificate`},
+		},
+		"clients that are not mixed": {
+			[]edit{{"[listen.smtp]\n", "[listen.smtp]\nmixed = true\n"}},
+			[]string{"4: listen.smtp.mixed: changes nothing: clients that log in and clients that do not are not both here"},
+		},
 		"a key that signs nothing": {
 			[]edit{{"tls     = \"none\"", "tls = \"none\"\ndkim = \"strip\""}},
 			[]string{`17: stream.auth.dkim: is not used for upstream "sink", whose dkim is "strip"`},
@@ -161,7 +173,7 @@ func TestWhatWorksButShouldBeKnownIsAWarning(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, text := t.TempDir(), show2
-			write(t, dir, "auth.pem", "marketing.pem")
+			write(t, dir, "auth.pem", "marketing.pem", "p")
 			for _, e := range tt.edits {
 				text = e.apply(t, text)
 			}

@@ -14,19 +14,21 @@ import (
 
 // keys lists what may stand in each kind of section. A key that is not here is an error in the file.
 var keys = map[string][]string{
-	"":       {"hostname", "state_dir", "store", "listen", "client", "stream", "egress", "upstream", "history", "log", "limits"},
-	"store":  {"engine"},
-	"listen": {"protocol", "address", "clients", "max_size", "max_recipients", "max_connections", "max_per_source", "received_from"},
-	"client": {"networks", "streams"},
+	"":      {"hostname", "state_dir", "store", "listen", "client", "stream", "egress", "upstream", "history", "log", "limits"},
+	"store": {"engine"},
+	"listen": {"protocol", "address", "clients", "max_size", "max_recipients", "max_connections", "max_per_source", "tls", "tls_cert_file",
+		"tls_key_file", "tls_client_ca_file", "auth", "mixed", "proxy_from", "socket_mode", "received_from"},
+	"client": {"networks", "username", "password_file", "tls_names", "unix_users", "streams", "max_size", "max_connections"},
 	"stream": {"kind", "domains", "route", "egress", "dkim", "return_path", "ttl", "retry", "verdict", "verdict_timeout",
-		"when_down", "commit_timeout", "answer_timeout"},
+		"when_down", "commit_timeout", "answer_timeout", "max_size", "default_from", "dsn_upstream", "supersede", "match"},
+	"match":  {"subject", "header", "value", "ttl", "purpose", "verdict"},
 	"dkim":   {"selector", "key_file", "domain", "shared"},
 	"egress": {"ipv4", "ipv6", "public_ipv4", "shared"},
 	"upstream": {"type", "address", "tls", "tls_ca_file", "tls_server_name", "username", "password_file", "auth", "token_file",
 		"connections", "egress", "dkim", "shared", "commit_timeout", "answer_timeout"},
 	"history": {"addresses", "keep"},
 	"log":     {"level", "format", "addresses"},
-	"limits":  {"bytes_in_flight"},
+	"limits":  {"bytes_in_flight", "memory", "queue_age"},
 }
 
 // table is one TOML table while it is read. Where a value cannot be used its getters note the problem and return the
@@ -65,6 +67,37 @@ func (l *loader) table(path, kind string, m map[string]any) *table {
 	return &table{l, path, m}
 }
 
+// tables returns the tables of the list at key, written [{ … }] or [[key]]; nil where there are none.
+func (t *table) tables(key, want, hint string) []map[string]any {
+	switch v := t.m[key].(type) {
+	case nil:
+	case []map[string]any:
+		return v
+	case []any:
+		return t.inlineTables(key, v)
+	default:
+		t.wrongType(t.at(key), v, want, hint)
+	}
+	return nil
+}
+
+func (t *table) inlineTables(key string, list []any) []map[string]any {
+	if len(list) == 0 {
+		t.bad(t.at(key), "leave the key out for none", "is empty")
+		return nil
+	}
+	found := make([]map[string]any, len(list))
+	for i, v := range list {
+		m, ok := v.(map[string]any)
+		if !ok {
+			t.wrongType(element(t.at(key), i), v, "a table", "")
+			return nil
+		}
+		found[i] = m
+	}
+	return found
+}
+
 // text returns the string at key, or "" where it is absent or cannot be used.
 func (t *table) text(key string) string {
 	v, ok := t.m[key]
@@ -100,9 +133,14 @@ func (t *table) choice(key, def string, words ...string) string {
 	return s
 }
 
-// list returns the strings at key, and notes where there are none or one stands twice.
+// list returns the strings at key, which must be there, and notes where there are none or one stands twice.
 func (t *table) list(key, hint string) []string {
 	t.require(key, hint)
+	return t.optionalList(key, hint)
+}
+
+// optionalList is list for a key that may be absent.
+func (t *table) optionalList(key, hint string) []string {
 	if !t.has(key) {
 		return nil
 	}

@@ -40,6 +40,13 @@ func (r Raw) Header() []byte { h, _ := r.split(); return r[:h:h] }
 // Body returns what follows the blank line.
 func (r Raw) Body() []byte { _, b := r.split(); return r[b:] }
 
+// Peer is who is at the other end of a connection, as far as the connection itself tells.
+type Peer struct {
+	Addr  netip.Addr // unmapped, without zone; invalid on a unix socket
+	UID   int        // of the process at the other end of a unix socket; -1 elsewhere
+	Names []string   // subject alternative DNS names of a verified client certificate; nil without one
+}
+
 // Submission is one message as a door took it in: nothing has been decided about it yet.
 type Submission struct {
 	Client    string         // config name of the client that the door identified
@@ -73,8 +80,26 @@ type Message struct {
 	AcceptedAt time.Time
 	ExpiresAt  time.Time // no attempt starts that cannot commit before it
 	Attrs      map[string]string
-	Raw        Raw // as repaired, unsigned
+	Purpose    string // "code", "invitation", "notice" or "": from a match rule
+	Verdict    string // "queued" or "upstream" where a match rule sets it; else ""
+	Supersede  []byte // key under which a newer message takes the place of this one while it waits; nil for never
+	Raw        Raw    // as repaired, unsigned
 	Recipients []Recipient
+}
+
+// attrNotify is the attribute that holds a message's NotifyTo.
+const attrNotify = "notify_to"
+
+// NotifyTo returns the original envelope sender, who is to be told of recipients that fail (RFC 3461 §4); "" where
+// nobody is.
+func (m *Message) NotifyTo() string { return m.Attrs[attrNotify] }
+
+// SetNotifyTo has failures of m reported to sender.
+func (m *Message) SetNotifyTo(sender string) {
+	if m.Attrs == nil {
+		m.Attrs = map[string]string{}
+	}
+	m.Attrs[attrNotify] = sender
 }
 
 // State says what may be done with a queued recipient.
@@ -130,7 +155,8 @@ type Delivery struct {
 
 // PutResult tells what a durable Put did.
 type PutResult struct {
-	Epoch int64 // under which born-owned rows were written; 0 when they were not
+	Epoch      int64 // under which born-owned rows were written; 0 when they were not
+	Superseded []ID  // of older messages whose place the new ones took
 }
 
 // Envelope is what one hand-over names beside the bytes.

@@ -94,13 +94,14 @@ type Attempt struct {
 // Settlement is what an attempt (or a decision without one) does to one recipient. The store applies it only while the
 // row is owned by this node under Epoch.
 type Settlement struct {
-	Message   *Message  // with its id, stream, client and accept time; Raw is not used
-	Recipient Recipient // the row as it is to be from now on (state, due time, attempts …); its Address as stored
-	Epoch     int64
-	Attempt   *Attempt // nil where none was made
-	Outcome   Outcome  // None: the row stays, unowned, as Recipient says
-	Paused    bool     // the row goes back unchanged because its upstream is paused: no event of its own
-	Alarm     string   // "" or why an operator should look
+	Message      *Message  // with its id, stream, client and accept time; Raw is not used
+	Recipient    Recipient // the row as it is to be from now on (state, due time, attempts …); its Address as stored
+	Epoch        int64
+	Attempt      *Attempt // nil where none was made
+	Outcome      Outcome  // None: the row stays, unowned, as Recipient says
+	Paused       bool     // the row goes back unchanged because its upstream is paused: no event of its own
+	Alarm        string   // "" or why an operator should look
+	Notification *Message // queued in the same transaction to tell the sender of failures; settlements may share one; nil for none
 }
 
 // ID returns the key of the row that s is about.

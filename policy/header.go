@@ -22,7 +22,7 @@ var once = map[string]string{
 	"message-id": rfc5322, "in-reply-to": rfc5322, "references": rfc5322, "subject": rfc5322,
 	"mime-version": rfc2045, "content-type": rfc2045, "content-transfer-encoding": rfc2045,
 	"list-unsubscribe": rfc2369, "list-unsubscribe-post": "RFC 8058", "list-id": "RFC 2919", "auto-submitted": "RFC 3834",
-	"x-gatepost-ttl": "gatepost",
+	"x-gatepost-ttl": "gatepost", "x-gatepost-application": "gatepost",
 }
 
 const (
@@ -41,22 +41,26 @@ var dropped = []string{
 
 // header is what policy needs to know of a message's header, and which bytes of it stay.
 type header struct {
-	from      message.Field   // nil where there is none
-	senders   []message.Field // Sender, Resent-From, Resent-Sender
-	ttl       string          // value of X-Gatepost-TTL
-	hasTTL    bool
-	date      bool     // has a Date
-	messageID bool     // has a Message-ID
-	eightBit  bool     // a field that stays has octets over 127
-	kept      [][]byte // the fields that stay, neighbours in one piece
-	body      []byte
+	block       []byte          // the whole of it, as it came
+	from        message.Field   // nil where there is none
+	added       message.Field   // a From that we put there; nil for none
+	senders     []message.Field // Sender, Resent-From, Resent-Sender
+	subject     message.Field   // nil where there is none
+	ttl         string          // value of X-Gatepost-TTL
+	hasTTL      bool
+	application string   // value of X-Gatepost-Application: whose codes they are
+	date        bool     // has a Date
+	messageID   bool     // has a Message-ID
+	eightBit    bool     // a field that stays has octets over 127
+	kept        [][]byte // the fields that stay, neighbours in one piece
+	body        []byte
 }
 
 // readHeader walks over the header once. It refuses what is malformed or repeated against the RFCs.
 func readHeader(raw message.Raw) (*header, error) {
-	h := &header{body: raw.Body()}
+	h := &header{block: raw.Header(), body: raw.Body()}
 	seen := map[string]bool{}
-	block := raw.Header()
+	block := h.block
 	n, resent := 0, 0
 	start, end := 0, 0 // of the piece that is being kept
 	for f := range message.Fields(block) {
@@ -96,8 +100,12 @@ func (h *header) note(name string, f message.Field) {
 		h.from = f
 	case "sender", "resent-from", "resent-sender":
 		h.senders = append(h.senders, f)
+	case "subject":
+		h.subject = f
 	case "x-gatepost-ttl":
 		h.ttl, h.hasTTL = f.Value(), true
+	case "x-gatepost-application":
+		h.application = f.Value()
 	}
 }
 

@@ -1,9 +1,10 @@
-// Package policy decides whose mail passes and as what: the client by its address, the stream by the domain of the
-// header From, the envelope sender by that stream. What it lets through it completes (Message-ID, Date, one Received
+// Package policy decides whose mail passes and as what: the client by its user id, certificate, address or login, the
+// stream by the domain of the header From, the envelope sender by that stream. What it lets through it completes (Message-ID, Date, one Received
 // field) and frees of what must not leave (Bcc, Return-Path, fields that steer an upstream); every other byte stays.
 //
 // It promises that all the domains DMARC looks at belong to one stream, and that this stream is one of the client's.
-// It looks nothing up and keeps no state: the same submission under the same configuration gets the same answer. Every
+// It looks nothing up, and about mail it keeps no state: the same submission under the same configuration gets the same
+// answer. Of logins it remembers which were right, so that they cost no hash, and who guesses, so that they are slowed. Every
 // refusal is a *reply.Error whose text names the rule for whoever runs the client, without an address of a person.
 package policy
 
@@ -11,7 +12,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -21,37 +21,35 @@ import (
 	"gatepost/reply"
 )
 
-// Policy is the rules of one configuration. It is immutable and safe for concurrent use.
+// Policy is the rules of one configuration. It is immutable, but for what is remembered of logins, and safe for
+// concurrent use.
 type Policy struct {
 	hostname  string
 	listeners map[string]*listener
 	clients   map[string]*client
 	domains   domains
-}
-
-// listener is one door: who may come through it, and what its Received fields may tell.
-type listener struct {
-	networks     []network // longest prefix first
-	receivedFrom string
-}
-
-type network struct {
-	prefix netip.Prefix
-	client string
+	logins    *logins
 }
 
 // client is who submits, with the streams it may use.
 type client struct {
 	name    string
+	maxSize int64 // octets of one message; 0 for the listener's
 	streams []*config.Stream
 }
 
 // New makes the policy that cfg describes. An error means that cfg names something it does not have, which
 // config.Load refuses.
-func New(cfg *config.Config) (*Policy, error) {
-	p := &Policy{hostname: cfg.Hostname, listeners: map[string]*listener{}, clients: map[string]*client{}}
+func New(cfg *config.Config) (*Policy, error) { return build(cfg, newLogins()) }
+
+// Renew makes the policy that cfg describes as the successor of p: what p remembers of logins stays in force, so that a
+// reload neither costs every client a hash nor gives whoever guesses a new start.
+func (p *Policy) Renew(cfg *config.Config) (*Policy, error) { return build(cfg, p.logins) }
+
+func build(cfg *config.Config, logins *logins) (*Policy, error) {
+	p := &Policy{hostname: cfg.Hostname, listeners: map[string]*listener{}, clients: map[string]*client{}, logins: logins}
 	for name, c := range cfg.Client {
-		p.clients[name] = &client{name: name}
+		p.clients[name] = &client{name: name, maxSize: c.MaxSize}
 		for _, s := range c.Streams {
 			if cfg.Stream[s] == nil {
 				return nil, fmt.Errorf("client %s: stream %q is not in the configuration", name, s)
@@ -60,7 +58,7 @@ func New(cfg *config.Config) (*Policy, error) {
 		}
 	}
 	for name, l := range cfg.Listen {
-		door, err := newListener(l, cfg.Client)
+		door, err := p.newListener(l, cfg.Client)
 		if err != nil {
 			return nil, fmt.Errorf("listener %s: %w", name, err)
 		}
@@ -69,36 +67,6 @@ func New(cfg *config.Config) (*Policy, error) {
 	var err error
 	p.domains, err = newDomains(slices.Collect(maps.Values(cfg.Stream)))
 	return p, err
-}
-
-func newListener(l *config.Listen, clients map[string]*config.Client) (*listener, error) {
-	door := &listener{receivedFrom: l.ReceivedFrom}
-	for _, name := range l.Clients {
-		if clients[name] == nil {
-			return nil, fmt.Errorf("client %q is not in the configuration", name)
-		}
-		for _, prefix := range clients[name].Networks {
-			door.networks = append(door.networks, network{prefix.Masked(), name})
-		}
-	}
-	slices.SortStableFunc(door.networks, func(a, b network) int { return b.prefix.Bits() - a.prefix.Bits() })
-	return door, nil
-}
-
-// Identify returns the client of listener whose networks hold from; where several do, the longest prefix decides. A
-// stranger gets 550 5.7.1.
-func (p *Policy) Identify(listener string, from netip.Addr) (string, error) {
-	door := p.listeners[listener]
-	if door == nil {
-		return "", fmt.Errorf("identify a client: listener %q is not in the configuration", listener)
-	}
-	from = from.Unmap().WithZone("")
-	for _, n := range door.networks {
-		if n.prefix.Contains(from) {
-			return n.client, nil
-		}
-	}
-	return "", reply.New(550, "5.7.1", "Your address is in no network of a client of this listener")
 }
 
 // Check decides about s and returns it as the message to be queued under id: complete but for Need of its
@@ -121,7 +89,8 @@ func (p *Policy) Check(s *message.Submission, id message.ID, now time.Time) (*me
 	if err != nil {
 		return nil, err
 	}
-	expires, err := lifetimeEnd(s, h, stream, now)
+	rule := ruleFor(stream, h)
+	expires, err := lifetimeEnd(s, h, stream, rule, now)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +102,9 @@ func (p *Policy) Check(s *message.Submission, id message.ID, now time.Time) (*me
 		ID: id, Stream: stream.Name, Kind: stream.Kind, Client: c.name,
 		MailFrom: sender, HeaderFrom: authors[0].Domain, SMTPUTF8: needsUTF8(s, h, authors),
 		AcceptedAt: now, ExpiresAt: expires, Recipients: recipients,
+		Purpose: rule.Purpose, Verdict: rule.Verdict,
 	}
+	m.Supersede = supersedeKey(stream, m, h.application)
 	m.Raw = p.repair(s, h, m)
 	m.Size = len(m.Raw)
 	hash := sha256.Sum256(m.Raw)
@@ -144,9 +115,11 @@ func (p *Policy) Check(s *message.Submission, id message.ID, now time.Time) (*me
 // stream returns the one stream of c that all of the header's senders belong to, and the mailboxes of From. Domains
 // are looked up over the whole configuration first, so that a wildcard of this client never takes in what another
 // stream names.
-func (p *Policy) stream(c *client, h *header) (*config.Stream, []message.Address, error) {
+func (p *Policy) stream(c *client, h *header) (*config.Stream, []mailbox, error) {
 	if h.from == nil {
-		return nil, nil, reply.New(550, "5.6.0", "The message has no From field; set the sender to an address in %s", c.allowed())
+		if err := c.defaultFrom(h); err != nil {
+			return nil, nil, err
+		}
 	}
 	authors, err := senders(h.from)
 	if err != nil {
@@ -162,12 +135,38 @@ func (p *Policy) stream(c *client, h *header) (*config.Stream, []message.Address
 			return nil, nil, reply.New(550, "5.7.1", "The From field names domains of more than one stream; all of them must be in %s", listed(stream.Domains))
 		}
 	}
+	if err := p.checkNames(stream, h.from, authors); err != nil {
+		return nil, nil, err
+	}
 	for _, f := range h.senders {
 		if err := p.ofStream(stream, f); err != nil {
 			return nil, nil, err
 		}
 	}
 	return stream, authors, nil
+}
+
+// defaultFrom gives a message without From the one that a stream of c has for that, where no other stream has one too.
+// Logto sends such mail where the sender of a template is a display name alone.
+func (c *client) defaultFrom(h *header) error {
+	with := slices.Collect(func(yield func(*config.Stream) bool) {
+		for _, s := range c.streams {
+			if s.DefaultFrom != "" && !yield(s) {
+				return
+			}
+		}
+	})
+	switch len(with) {
+	case 0:
+		return reply.New(550, "5.6.0", "The message has no From field; set the sender to an address in %s (Logto: sendFrom must hold an address, not only a name), or set default_from for a stream of client %q",
+			c.allowed(), c.name)
+	case 1:
+		h.from = message.Field("From: " + with[0].DefaultFrom + "\r\n")
+		h.added = h.from
+		return nil
+	}
+	return reply.New(550, "5.6.0", "The message has no From field, and %d streams of client %q have a default_from; set the sender to an address in %s",
+		len(with), c.name, c.allowed())
 }
 
 // ofStream checks a Sender, Resent-From or Resent-Sender field: its mailboxes must belong to the stream of From.
@@ -178,6 +177,9 @@ func (p *Policy) ofStream(stream *config.Stream, f message.Field) error {
 	}
 	if len(as) > 1 && !f.Is("Resent-From") {
 		return reply.New(550, "5.6.0", "The %s field must name one address (RFC 5322 section 3.6)", f.Name())
+	}
+	if err := p.checkNames(stream, f, as); err != nil {
+		return err
 	}
 	for _, a := range as {
 		if p.domains.stream(a.Domain) != stream {
@@ -227,10 +229,10 @@ func recipientsOf(to []message.Address, lane string, now time.Time) ([]message.R
 // needsUTF8 reports whether the next hop must speak SMTPUTF8 (RFC 6531): for an address that cannot be written
 // otherwise, or to pass on a header that the client declared to be internationalised. Raw 8-bit text that was never
 // declared can be encoded and needs nothing.
-func needsUTF8(s *message.Submission, h *header, authors []message.Address) bool {
+func needsUTF8(s *message.Submission, h *header, authors []mailbox) bool {
 	from, _ := message.ParseAddress(s.MailFrom)
 	return s.SMTPUTF8 && h.eightBit || from.UTF8() ||
-		slices.ContainsFunc(authors, message.Address.UTF8) || slices.ContainsFunc(s.To, message.Address.UTF8)
+		slices.ContainsFunc(authors, mailbox.UTF8) || slices.ContainsFunc(s.To, message.Address.UTF8)
 }
 
 // allowed names the domains that c may send from, for a refusal.

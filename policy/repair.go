@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -15,7 +16,7 @@ import (
 // rfc5322Date is the date-time of RFC 5322 §3.3.
 const rfc5322Date = "Mon, 02 Jan 2006 15:04:05 -0700"
 
-// repair returns the message as it is stored: our Received field, Message-ID and Date where they are missing, the
+// repair returns the message as it is stored: our Received field, Message-ID, Date and From where they are missing, the
 // fields that stay, a blank line, the body.
 func (p *Policy) repair(s *message.Submission, h *header, m *message.Message) message.Raw {
 	top := p.received(s, m)
@@ -25,6 +26,7 @@ func (p *Policy) repair(s *message.Submission, h *header, m *message.Message) me
 	if !h.date {
 		top += "Date: " + m.AcceptedAt.UTC().Format(rfc5322Date) + "\r\n"
 	}
+	top += string(h.added)
 	return slices.Concat(slices.Concat([][]byte{[]byte(top)}, h.kept, [][]byte{[]byte("\r\n"), h.body})...)
 }
 
@@ -94,20 +96,20 @@ func isLetterOrDigit(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 }
 
-// lifetimeEnd returns when the message ends to be worth sending: the stream's ttl, or less where the client asks for
-// less in X-Gatepost-TTL, counted from the end of its data.
-func lifetimeEnd(s *message.Submission, h *header, stream *config.Stream, now time.Time) (time.Time, error) {
+// lifetimeEnd returns when the message ends to be worth sending, counted from the end of its data: the stream's ttl, or
+// what a rule says in its place, or what the client asks for in X-Gatepost-TTL, up to the longer of the two.
+func lifetimeEnd(s *message.Submission, h *header, stream *config.Stream, rule config.Match, now time.Time) (time.Time, error) {
 	start := s.StartedAt
 	if start.IsZero() {
 		start = now
 	}
-	ttl := stream.TTL
+	ttl := cmp.Or(rule.TTL, stream.TTL)
 	if h.hasTTL {
 		asked, ok := parseTTL(h.ttl)
 		if !ok {
 			return time.Time{}, reply.New(550, "5.6.0", "X-Gatepost-TTL must be a positive number of seconds or a duration such as 10m")
 		}
-		ttl = min(ttl, asked)
+		ttl = min(asked, max(stream.TTL, rule.TTL))
 	}
 	return start.Add(ttl), nil
 }

@@ -212,7 +212,15 @@ func FuzzCheck(f *testing.F) {
 	f.Add("Bcc: x\r\nFrom: a@auth.example.com\r\nX-Gatepost-TTL: 1m\r\nCc:\r\n \r\n")
 	f.Add("From:\r\n a@auth.example.com\r\nFrom : x@evil.example\r\n\r\n\r\n")
 	f.Add("\r\nFrom: a@auth.example.com\r\n")
-	p := newPolicy(f)
+	f.Add(logtoNameOnly)
+	f.Add(zitadel)
+	f.Add("From: \"x@\xef\xbc\xa0evil.example\" <a@auth.example.com>\r\nSubject: =?utf-8?q?code?=\r\nX-Template: SignIn\r\n\r\n")
+	c := ruleConfig()
+	c.Stream["auth"].DefaultFrom = "a@auth.example.com"
+	p, err := New(c)
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, in string) {
 		s := submission("logto", "")
 		header, body, _ := strings.Cut(in, "\r\n\r\n")
@@ -223,6 +231,9 @@ func FuzzCheck(f *testing.F) {
 			return r
 		}, body)
 		s.Raw = message.Raw(header + "\r\n\r\n" + body)
+		if ends := bytes.Count(s.Raw.Body(), []byte("\r\n")); bytes.Count(s.Raw.Body(), []byte("\n")) != ends || bytes.Count(s.Raw.Body(), []byte("\r")) != ends {
+			return // the header was empty, and what should have been one is body
+		}
 		m, err := p.Check(s, testID, testTime)
 		if err != nil {
 			return
@@ -252,7 +263,7 @@ func checkFields(t *testing.T, p *Policy, raw message.Raw, m *message.Message) {
 			want = append(want, string(f))
 		}
 	}
-	if added := len(kept) - len(want); added < 1 || added > 3 || !slices.Equal(kept[added:], want) {
+	if added := len(kept) - len(want); added < 1 || added > 4 || !slices.Equal(kept[added:], want) {
 		t.Errorf("fields %q became %q", want, kept)
 	}
 	if len(froms) != 1 {
@@ -265,6 +276,11 @@ func checkFields(t *testing.T, p *Policy, raw message.Raw, m *message.Message) {
 	for _, a := range as {
 		if s := p.domains.stream(a.Domain); s == nil || s.Name != "auth" || m.Stream != "auth" {
 			t.Errorf("From %q went into stream %s", froms[0], m.Stream)
+		}
+		for _, d := range shownDomains(a.name) {
+			if own, err := message.ParseDomain(d); err != nil || p.domains.stream(own) != p.domains.stream(a.Domain) {
+				t.Errorf("From %q shows an address in %s", froms[0], d)
+			}
 		}
 	}
 }

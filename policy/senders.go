@@ -14,7 +14,7 @@ import (
 const maxMailboxes = 20
 
 // senders returns the mailboxes of a From, Sender, Resent-From or Resent-Sender field: at least one.
-func senders(f message.Field) ([]message.Address, error) {
+func senders(f message.Field) ([]mailbox, error) {
 	_, value, _ := strings.Cut(string(f), ":")
 	as, err := parseMailboxes(strings.ReplaceAll(value, "\r\n", ""))
 	if err != nil {
@@ -30,11 +30,11 @@ func senders(f message.Field) ([]message.Address, error) {
 // Groups, comments, source routes, quoted local parts and empty entries are refused: parsers differ over whom they
 // name, and what we take for the sender must be what the recipient's DMARC check takes for it. Display names may be
 // raw UTF-8 or RFC 2047 words. Errors name the rule and are fit to show to a client.
-func parseMailboxes(s string) ([]message.Address, error) {
+func parseMailboxes(s string) ([]mailbox, error) {
 	if err := plainText(s); err != nil {
 		return nil, err
 	}
-	var as []message.Address
+	var as []mailbox
 	for {
 		a, rest, err := parseMailbox(s)
 		if err != nil {
@@ -67,13 +67,15 @@ func plainText(s string) error {
 }
 
 // parseMailbox reads one mailbox and returns what follows it: a comma or other text, without leading white space.
-func parseMailbox(s string) (a message.Address, rest string, err error) {
-	var words []string
-	quoted := false
+func parseMailbox(s string) (a mailbox, rest string, err error) {
+	var words []string // of the display name, or the address itself
+	quoted, start := false, s
 	for s = trimLeft(s); s != ""; s = trimLeft(s) {
 		switch s[0] {
 		case '<':
-			return angleAddress(s, words)
+			a, rest, err = angleAddress(s, words)
+			a.name = unquote.Replace(start[:len(start)-len(s)])
+			return a, rest, err
 		case ',':
 			return bareAddress(words, quoted, s)
 		case '"':
@@ -99,13 +101,16 @@ func parseMailbox(s string) (a message.Address, rest string, err error) {
 	return bareAddress(words, quoted, "")
 }
 
+// unquote makes of a display name what is shown of it.
+var unquote = strings.NewReplacer(`"`, "", `\`, "")
+
 // specials end a word: white space and the RFC 5322 specials but for the dot, which display names may hold, and the @.
 const specials = " \t<>()[]:;\\,\""
 
 func trimLeft(s string) string { return strings.TrimLeft(s, " \t") }
 
 // angleAddress reads "<address>" behind the words of a display name.
-func angleAddress(s string, words []string) (a message.Address, rest string, err error) {
+func angleAddress(s string, words []string) (a mailbox, rest string, err error) {
 	for _, w := range words {
 		if strings.Contains(w, "@") {
 			return a, "", errors.New("its display name looks like an address; put it in double quotes")
@@ -115,19 +120,19 @@ func angleAddress(s string, words []string) (a message.Address, rest string, err
 	if !ok {
 		return a, "", errors.New("it has a \"<\" without a \">\"")
 	}
-	a, err = message.ParseAddress(addr)
+	a.Address, err = message.ParseAddress(addr)
 	return a, trimLeft(rest), err
 }
 
 // bareAddress takes the one word in front of a comma or the end for an address.
-func bareAddress(words []string, quoted bool, rest string) (message.Address, string, error) {
+func bareAddress(words []string, quoted bool, rest string) (a mailbox, _ string, err error) {
 	switch {
 	case len(words) == 0 && !quoted:
-		return message.Address{}, "", errors.New("it has an empty entry where an address belongs")
+		return a, "", errors.New("it has an empty entry where an address belongs")
 	case len(words) != 1 || quoted:
-		return message.Address{}, "", errors.New("an entry has no address in angle brackets; a display name with a comma needs double quotes")
+		return a, "", errors.New("an entry has no address in angle brackets; a display name with a comma needs double quotes")
 	}
-	a, err := message.ParseAddress(words[0])
+	a.Address, err = message.ParseAddress(words[0])
 	return a, rest, err
 }
 
