@@ -3,15 +3,19 @@ package ingress
 import (
 	"bytes"
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
+	"gatepost/message"
 	"gatepost/reply"
 )
 
@@ -23,25 +27,41 @@ const (
 	maxLinger  = 64 << 10 // octets that are read and dropped when closing, so that the last reply arrives
 )
 
+var errBroken = reply.New(421, "4.3.0", "Temporary failure, please try again later")
+
 // conn is a client's connection as go-smtp sees it. It hands go-smtp one vetted command line per Read, so it always
-// knows what the octets in its buffer are: the next command, or, while Session.Data runs, a message, which the
-// session takes from it directly (readData) and go-smtp never sees. Replies are collected and leave in one write
-// before conn waits for the client. All deadlines are set here.
+// knows what the octets in its buffer are: the next command, an answer to AUTH, or, while Session.Data runs, a message,
+// which the session takes from it directly (readData). Of messages, credentials and TLS go-smtp sees nothing. Replies
+// are collected and leave in one write before conn waits for the client. All deadlines are set here.
 //
-// Its methods are called by the session's goroutine, except drain.
+// Its methods are called by the session's goroutine, except drain, and what admit does before there is one.
 type conn struct {
-	raw    net.Conn
-	smtp   *SMTP
-	client string
-	remote netip.AddrPort
-	end    time.Time // of the session
+	raw     net.Conn // the socket
+	link    net.Conn // what is read and written: raw, or TLS on it
+	smtp    *SMTP
+	set     *settings
+	proxied bool           // a PROXY header comes first
+	begun   bool           // PROXY header and implicit TLS are done with
+	secure  bool           // link is TLS
+	remote  netip.AddrPort // of the client, also where it is behind a balancer; zero on a unix socket
+	peer    message.Peer
+
+	client        string // "" while a login must tell
+	known         string // the client that peer is without a login
+	loggedIn      bool
+	authenticated bool      // and credentials made it the client, not its address
+	failures      int       // logins that were refused
+	end           time.Time // of the session
+	loginBy       time.Time // end of a session that has no client by then
 
 	buf      []byte // buf[r:w] was received and not yet used
 	r, w     int
-	line     []byte // what of the current command go-smtp has not read yet
-	out      []byte // replies that wait for the end of the burst
-	spoken   bool   // the first command was one of SMTP
-	extended bool   // the last greeting was EHLO
+	line     []byte   // what of the current command go-smtp has not read yet
+	out      []byte   // replies that wait for the end of the burst
+	spoken   bool     // the first command was one of SMTP
+	helo     string   // what the client calls itself; "" before it has greeted; untrusted
+	extended bool     // the last greeting was EHLO
+	session  *session // nil before the first greeting
 	strikes  int
 	deaf     error // why replies can't be sent any more
 	over     bool  // nothing more is read: the session ends when go-smtp notices
@@ -53,15 +73,24 @@ type conn struct {
 	drainAt time.Time  // zero until the door is stopping
 }
 
-func newConn(s *SMTP, raw net.Conn, client string, remote netip.AddrPort) *conn {
-	return &conn{raw: raw, smtp: s, client: client, remote: remote, end: time.Now().Add(s.Timeouts.Session)}
+func newConn(s *SMTP, raw net.Conn) *conn {
+	now := time.Now()
+	c := &conn{raw: raw, link: raw, smtp: s, set: s.settings.Load(), remote: addrPort(raw.RemoteAddr()),
+		end: now.Add(s.Timeouts.Session), loginBy: now.Add(s.Timeouts.Login)}
+	c.peer = message.Peer{Addr: c.remote.Addr(), UID: peerUID(raw)}
+	c.proxied = slices.ContainsFunc(c.set.ProxyFrom, func(p netip.Prefix) bool { return p.Contains(c.peer.Addr) })
+	return c
 }
 
 // Read implements net.Conn. It returns the next command line, or io.EOF when the session is over, whatever ended it.
 func (c *conn) Read(p []byte) (int, error) {
 	if len(c.line) == 0 {
-		line, ok := c.nextCommand()
-		if !ok {
+		line, err := c.next()
+		if errors.Is(err, errPanic) {
+			c.log(slog.LevelError, "session ended", slog.String("err", err.Error()))
+			c.final(errBroken)
+		}
+		if err != nil {
 			return 0, io.EOF
 		}
 		c.line = line
@@ -69,6 +98,42 @@ func (c *conn) Read(p []byte) (int, error) {
 	n := copy(p, c.line)
 	c.line = c.line[n:]
 	return n, nil
+}
+
+// next returns what Read hands on, or io.EOF. go-smtp recovers from panics only where it calls us itself.
+func (c *conn) next() (line []byte, err error) {
+	defer recovered(&err)
+	c.begin()
+	if line, ok := c.nextCommand(); ok {
+		return line, nil
+	}
+	return nil, io.EOF
+}
+
+// begin does, once, what comes before the banner. go-smtp has written that by then, and conn still holds it back.
+func (c *conn) begin() {
+	if c.begun {
+		return
+	}
+	c.begun = true
+	if c.proxied {
+		c.introduce()
+	}
+	if c.set.TLS == "implicit" && !c.over {
+		c.upgrade()
+	}
+}
+
+// instead ends the session with e in place of the banner.
+func (c *conn) instead(e *reply.Error) {
+	c.out = c.out[:0]
+	c.hangUp(&reply.Error{Code: e.Code, Enhanced: e.Enhanced, Text: c.set.hostname + " " + e.Text})
+	c.logTurned("connection refused", e)
+}
+
+// silence ends the session without a word: there is nobody who would understand one.
+func (c *conn) silence(why error) {
+	c.out, c.over, c.deaf = nil, true, why
 }
 
 // nextCommand returns the next line that go-smtp may see. Others are answered here.
@@ -136,22 +201,29 @@ func (c *conn) receive(p []byte, until time.Time) (int, error) {
 	if err := c.armRead(until); err != nil {
 		return 0, err
 	}
-	return c.raw.Read(p)
+	return c.link.Read(p)
 }
 
 // armRead sets the read deadline to until or what ends the session before.
 func (c *conn) armRead(until time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	end := c.end
-	if c.inMail {
-		end = end.Add(c.smtp.Timeouts.Idle)
-	}
-	until = earlier(until, end)
+	until = earlier(until, c.sessionEnd())
 	if !c.drainAt.IsZero() {
 		until = earlier(until, c.drainDeadline())
 	}
 	return c.raw.SetReadDeadline(until)
+}
+
+// sessionEnd returns until when the session may last.
+func (c *conn) sessionEnd() time.Time {
+	switch {
+	case c.client == "":
+		return earlier(c.end, c.loginBy)
+	case c.inMail:
+		return c.end.Add(c.smtp.Timeouts.Idle)
+	}
+	return c.end
 }
 
 // drainDeadline returns until when the client may be listened to, now that the door is stopping.
@@ -192,16 +264,18 @@ func (c *conn) mustEnd() *reply.Error {
 func (c *conn) timedOut(reason string) *reply.Error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return cmp.Or(c.ended(), reply.New(421, "4.4.2", "%s %s", c.smtp.Hostname, reason))
+	return cmp.Or(c.ended(), reply.New(421, "4.4.2", "%s %s", c.set.hostname, reason))
 }
 
 // ended says why the session as a whole is at its end, or nil.
 func (c *conn) ended() *reply.Error {
 	switch {
 	case !c.drainAt.IsZero():
-		return reply.New(421, "4.3.2", "%s is shutting down, try again later", c.smtp.Hostname)
+		return reply.New(421, "4.3.2", "%s is shutting down, try again later", c.set.hostname)
 	case !time.Now().Before(c.end):
-		return reply.New(421, "4.4.2", "%s ends this session, it has lasted too long", c.smtp.Hostname)
+		return reply.New(421, "4.4.2", "%s ends this session, it has lasted too long", c.set.hostname)
+	case c.client == "" && !time.Now().Before(c.loginBy):
+		return reply.New(421, "4.4.2", "%s has waited too long for a login", c.set.hostname)
 	}
 	return nil
 }
@@ -216,7 +290,7 @@ func (c *conn) lost(err error) {
 
 // say puts a reply of our own behind those of go-smtp.
 func (c *conn) say(e *reply.Error) {
-	c.out = fmt.Appendf(c.out, "%d %s %s\r\n", e.Code, e.Enhanced, e.Text)
+	c.out = fmt.Appendf(c.out, "%d %s %s\r\n", e.Code, e.Enhanced, oneLine(e.Text))
 }
 
 // final says the session's last reply.
@@ -240,18 +314,41 @@ func (c *conn) Write(p []byte) (int, error) {
 	return len(p), c.flush()
 }
 
-// edit makes the greeting's answer ours: RFC 5321 §4.1.1.1 wants our name first, the client's name is not echoed, and
-// CHUNKING is not offered.
+// edit makes the banner and the answer to the greeting ours: RFC 5321 §4.1.1.1 wants our name first, the client's name
+// is not echoed, CHUNKING is not offered, and of what is offered a part depends on the connection.
 func (c *conn) edit(line []byte) []byte {
 	switch {
+	case bytes.HasPrefix(line, []byte("220 ")):
+		return []byte("220 " + c.set.hostname + " ESMTP Service Ready\r\n")
 	case bytes.Equal(line, []byte("250-CHUNKING\r\n")):
 		return nil
+	case bytes.Equal(line, []byte("250 SIZE\r\n")):
+		return c.offers()
 	case bytes.HasPrefix(line, []byte("250-Hello ")):
-		return []byte("250-" + c.smtp.Hostname + "\r\n")
+		return []byte("250-" + c.set.hostname + "\r\n")
 	case bytes.HasPrefix(line, []byte("250 2.0.0 Hello ")):
-		return []byte("250 " + c.smtp.Hostname + "\r\n")
+		return []byte("250 " + c.set.hostname + "\r\n")
 	}
 	return line
+}
+
+// offers returns the last lines of the answer to EHLO: what this client may use now.
+func (c *conn) offers() (lines []byte) {
+	if c.offersTLS() {
+		lines = append(lines, "250-STARTTLS\r\n"...)
+	}
+	if c.offersAuth() && c.private() {
+		lines = append(lines, "250-AUTH PLAIN LOGIN\r\n"...)
+	}
+	return fmt.Appendf(lines, "250 SIZE %d\r\n", c.limit(nil))
+}
+
+// limit returns how many octets a message may have, with that header or, where it is nil, at all.
+func (c *conn) limit(header []byte) int64 {
+	if n := c.smtp.Acceptor.Limit(c.client, header); n > 0 {
+		return min(n, c.set.MaxSize)
+	}
+	return c.set.MaxSize
 }
 
 // flush sends the replies that wait.
@@ -260,7 +357,7 @@ func (c *conn) flush() error {
 		return c.deaf
 	}
 	c.raw.SetWriteDeadline(time.Now().Add(c.smtp.Timeouts.Write))
-	_, c.deaf = c.raw.Write(c.out)
+	_, c.deaf = c.link.Write(c.out)
 	if c.out = c.out[:0]; cap(c.out) > maxIdleBuf {
 		c.out = nil
 	}
@@ -276,7 +373,8 @@ func (c *conn) Close() error {
 		if c.flush() == nil && c.linger {
 			c.drop()
 		}
-		err = c.raw.Close()
+		err = c.link.Close()
+		c.smtp.Connections.release(c.client)
 		c.smtp.table.remove(c)
 	})
 	return err
@@ -285,8 +383,11 @@ func (c *conn) Close() error {
 // drop reads for a moment what the client is still sending: octets that nobody read would make the kernel reset the
 // connection, and the client would not see why it was refused.
 func (c *conn) drop() {
-	if tcp, ok := c.raw.(*net.TCPConn); ok {
-		tcp.CloseWrite()
+	if t, ok := c.link.(*tls.Conn); ok {
+		t.CloseWrite()
+	}
+	if half, ok := c.raw.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
 		c.raw.SetReadDeadline(time.Now().Add(time.Second))
 		io.CopyN(io.Discard, c.raw, maxLinger)
 	}

@@ -28,11 +28,12 @@ var errLeft = errors.New("the client left before the end of its data")
 
 // The ways in which a message can be wrong that show while it comes.
 var (
-	errLineEnds = reply.New(550, "5.6.0", "The message has a bare CR or LF in it, lines must end in CRLF (RFC 5321 section 2.3.8)")
-	errNUL      = reply.New(550, "5.6.0", "The message has a NUL in it")
-	errLongLine = reply.New(554, "5.6.0", "The message has a line of more than %d octets", maxLine)
-	errTooBig   = reply.New(552, "5.3.4", "The message is too big")
-	errNoMemory = reply.New(452, "4.3.1", "Too much mail at once, please try again later")
+	errLineEnds   = reply.New(550, "5.6.0", "The message has a bare CR or LF in it, lines must end in CRLF (RFC 5321 section 2.3.8)")
+	errNUL        = reply.New(550, "5.6.0", "The message has a NUL in it")
+	errLongLine   = reply.New(554, "5.6.0", "The message has a line of more than %d octets", maxLine)
+	errLongHeader = reply.New(552, "5.3.4", "The header of the message is longer than %d octets", maxHeader)
+	errTooBig     = reply.New(552, "5.3.4", "The message is too big")
+	errNoMemory   = reply.New(452, "4.3.1", "Too much mail at once, please try again later")
 )
 
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
@@ -40,12 +41,15 @@ var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 // intake is a message on its way in. It keeps what may still become a mail; once the message is refused it only looks
 // for its end.
 type intake struct {
-	limit   int64 // octets of a message
-	budget  *Budget
-	reserve bool
+	limit    int64                     // octets of a message
+	limitOf  func(header []byte) int64 // what the header makes of limit
+	patience int64                     // octets of a refused message that are read to find its end
+	budget   *Budget
+	reserve  bool
 
 	decoder decoder
 	kept    []*[chunkSize]byte
+	asked   bool  // limitOf was
 	size    int64 // octets kept
 	read    int64 // octets received
 	held    int64 // octets taken from the budget
@@ -89,8 +93,34 @@ func (in *intake) add(p []byte) (rest []byte, end bool) {
 		in.refuse(errTooBig)
 	default:
 		in.size += int64(n)
+		in.readHeader(end)
 	}
 	return p[used:], end
+}
+
+// readHeader asks limitOf once the header is there, and gives up where it is too long. Without a blank line it ends with
+// the message.
+func (in *intake) readHeader(end bool) {
+	if in.asked || !in.decoder.blank && !end && in.size <= maxHeader {
+		return
+	}
+	in.asked = true
+	header := in.header()
+	if len(header) > maxHeader {
+		in.refuse(errLongHeader)
+		return
+	}
+	if in.limit = min(in.limit, in.limitOf(header)); in.size > in.limit {
+		in.refuse(errTooBig)
+	}
+}
+
+// header returns the header of what was kept.
+func (in *intake) header() []byte {
+	if len(in.kept) == 1 {
+		return message.Raw(in.kept[0][:in.size]).Header()
+	}
+	return in.joined().Header()
 }
 
 // refuse gives up what was kept, but for one chunk to read into. What is wrong with the lines outweighs what was said
@@ -107,12 +137,18 @@ func (in *intake) refuse(why *reply.Error) {
 	in.held = 0
 }
 
-// raw returns the message in a buffer of its own size and keeps only that in the budget.
-func (in *intake) raw() message.Raw {
+// joined returns what was kept in a buffer of its own size.
+func (in *intake) joined() message.Raw {
 	raw := make(message.Raw, 0, in.size)
 	for _, c := range in.kept {
 		raw = append(raw, c[:min(chunkSize, in.size-int64(len(raw)))]...)
 	}
+	return raw
+}
+
+// raw returns the message and keeps only that in the budget.
+func (in *intake) raw() message.Raw {
+	raw := in.joined()
 	in.freeChunks()
 	in.budget.Release(in.held - in.size)
 	in.held = in.size
@@ -155,7 +191,7 @@ func (c *conn) readData(in *intake) error {
 		}
 		switch {
 		case end:
-		case in.read > 2*in.limit+drainSlack:
+		case in.read > in.patience:
 			c.linger = true
 			return in.refusal
 		case c.r == c.w:
@@ -204,14 +240,10 @@ func (c *conn) unread(p []byte) {
 	c.r, c.w = 0, len(c.buf)
 }
 
-// checkHeader refuses a header block that is too long or has gone round in circles.
-func checkHeader(raw message.Raw) error {
-	header := raw.Header()
-	if len(header) > maxHeader {
-		return reply.New(552, "5.3.4", "The header of the message is longer than %d octets", maxHeader)
-	}
+// checkLoop refuses a message that has gone round in circles.
+func checkLoop(raw message.Raw) error {
 	received := 0
-	for f := range message.Fields(header) {
+	for f := range message.Fields(raw.Header()) {
 		if f.Is("Received") {
 			received++
 		}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -97,7 +96,7 @@ func TestAfterBrokenLineEndsTheConnectionIsClosed(t *testing.T) {
 		"bare LF":                  {"a\nb\r\n.\r\n", "550 5.6.0 "},
 		"bare CR":                  {"a\rb\r\n.\r\n", "550 5.6.0 "},
 		"CR before the last CRLF":  {"a\r\r\n.\r\n", "550 5.6.0 "},
-		"a line that is too long":  {strings.Repeat("x", maxLine+1) + "\r\n.\r\n", "554 5.6.0 "},
+		"a line that is too long":  {"\r\n" + strings.Repeat("x", maxLine+1) + "\r\n.\r\n", "554 5.6.0 "},
 		"LF after another fault":   {"\x00\r\na\nb\r\n.\r\n", "550 5.6.0 The message has a bare CR or LF"},
 		"LF in a message too long": {strings.Repeat("x\r\n", 400_000) + "a\nb\r\n.\r\n", "550 5.6.0 "},
 	} {
@@ -208,7 +207,7 @@ func TestBytesInFlightAreBoundedAndAuthKeepsAReserve(t *testing.T) {
 		for _, c := range []string{"news", "news", "logto"} {
 			clients <- c
 		}
-		f.identify = func(string, netip.Addr) (string, error) { return <-clients, nil }
+		f.identify = func(string, message.Peer) (string, error) { return <-clients, nil }
 		f.accept = func(context.Context, *message.Submission) error { <-hold; return nil }
 	})
 	big := strings.Repeat("0123456789012345678901234567890\r\n", (200<<10)/33)

@@ -13,6 +13,7 @@ import (
 type decoder struct {
 	state decoderState
 	line  int          // octets of the current line
+	blank bool         // an empty line has come: the header is complete
 	fault *reply.Error // what is wrong with the message so far
 }
 
@@ -105,6 +106,7 @@ func (d *decoder) lineFeed() {
 		return
 	}
 	d.state = lineStart
+	d.blank = d.blank || d.line == len("\r\n")
 	d.line = 0
 }
 

@@ -33,7 +33,8 @@ func (c *scriptConn) SetReadDeadline(time.Time) error  { return nil }
 func (c *scriptConn) SetWriteDeadline(time.Time) error { return nil }
 
 // FuzzSession checks that whatever a client sends, a message that reaches the relay has CRLF line ends only, no NUL,
-// is within its size, was ended by a real end of data, and lies in the session whole and in order.
+// is within its size, was ended by a real end of data, lies in the session whole and in order, and is a client's for
+// whom a login was made, if one was.
 func FuzzSession(f *testing.F) {
 	envelope := "MAIL FROM:<>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n"
 	for _, s := range []string{
@@ -47,8 +48,26 @@ func FuzzSession(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"+evil), uint8(7))
 	f.Add([]byte("EHLO x\r\n"+envelope+strings.Repeat("x\r\n", 1000)+".\r\nNOOP\r\n"), uint8(100))
 
+	login := "EHLO x\r\nAUTH PLAIN " + b64(right) + "\r\n"
+	f.Add([]byte(login+envelope+mail+".\r\n"), uint8(255))
+	f.Add([]byte("EHLO x\r\nAUTH LOGIN\r\n"+b64("kratos")+"\r\n"+b64("swordfish")+"\r\n"+envelope+mail+".\r\n"), uint8(3))
+	f.Add([]byte("EHLO x\r\nAUTH LOGIN\r\nMAIL FROM:<>\r\n"+envelope+mail+".\r\n*\r\n"), uint8(255))
+	f.Add([]byte("EHLO x\r\nAUTH PLAIN\r\n"), uint8(255))
+	f.Add([]byte(strings.Repeat("EHLO x\r\nAUTH PLAIN =\r\nAUTH PLAIN "+b64("\x00a\x00b")+"\r\n", 20)), uint8(255))
+	f.Add([]byte("EHLO x\r\n"+envelope[:len(envelope)-6]+"AUTH PLAIN "+b64(right)+"\r\nDATA\r\n"+mail+".\r\n"), uint8(255))
+	for _, piece := range []uint8{255, 9, 0} { // all at once, STARTTLS by itself, an octet at a time
+		f.Add([]byte("STARTTLS\r\nEHLO x\r\n"+envelope+mail+".\r\n"), piece)
+		f.Add([]byte("EHLO x\r\nSTARTTLS\r\n\x16\x03\x01\x00\x05"+login+envelope+mail+".\r\n"), piece)
+		f.Add([]byte(login+"STARTTLS\r\n"+envelope+mail+".\r\n"), piece)
+		f.Add([]byte("MAIL FROM:<>\r\nDATA\r\nEHLO x\r\nRCPT TO:<@a:b@c> X=Y\r\nSTARTTLS x\r\n"+envelope+mail+".\r\n"), piece)
+	}
+
 	l := newConnListener()
-	d := open(f, l, func(o *SMTPOptions, _ *fakeRelay) { o.Listen.MaxSize = 2048 })
+	d := open(f, l, withTLS(f, newAuthority(f), "starttls", func(o *SMTPOptions, relay *fakeRelay) {
+		byPassword(o, relay)
+		relay.identify = nil // also without a login
+		o.Listen.MaxSize = 2048
+	}))
 	f.Fuzz(func(t *testing.T, session []byte, piece uint8) {
 		c := &scriptConn{session, int(piece) + 1, make(chan struct{})}
 		l.conns <- c
@@ -61,6 +80,12 @@ func FuzzSession(f *testing.F) {
 		rest := string(session)
 		for _, s := range got {
 			checkWhole(t, s.Raw)
+			if strings.Contains(s.With, "SMTPS") {
+				t.Errorf("a message came with %s, although no handshake can have been made", s.With)
+			}
+			if (s.Client == "kratos") != strings.HasSuffix(s.With, "A") {
+				t.Errorf("a message of %q came with %s", s.Client, s.With)
+			}
 			if len(s.Raw) > 2048 {
 				t.Errorf("a message of %d octets was accepted", len(s.Raw))
 			}

@@ -3,6 +3,7 @@ package ingress
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +22,9 @@ import (
 
 // fakeRelay is an Acceptor that remembers. Its functions, where set, decide.
 type fakeRelay struct {
-	identify func(listener string, from netip.Addr) (string, error)
+	identify func(listener string, p message.Peer) (string, error)
+	login    func(p message.Peer, user, password string) (string, error) // nil: AUTH is not offered
+	limit    func(client string, header []byte) int64
 	ready    func(client string) error
 	accept   func(ctx context.Context, s *message.Submission) error
 
@@ -29,11 +32,24 @@ type fakeRelay struct {
 	got []*message.Submission
 }
 
-func (f *fakeRelay) Identify(listener string, from netip.Addr) (string, error) {
+func (f *fakeRelay) Identify(listener string, p message.Peer) (string, error) {
 	if f.identify != nil {
-		return f.identify(listener, from)
+		return f.identify(listener, p)
 	}
 	return "logto", nil
+}
+
+func (f *fakeRelay) Login(_ context.Context, _ string, p message.Peer, user, password string) (string, error) {
+	return f.login(p, user, password)
+}
+
+func (f *fakeRelay) Offers(string) bool { return f.login != nil }
+
+func (f *fakeRelay) Limit(client string, header []byte) int64 {
+	if f.limit != nil {
+		return f.limit(client, header)
+	}
+	return 0
 }
 
 func (f *fakeRelay) Ready(client string) error {
@@ -99,10 +115,7 @@ func open(t testing.TB, ln net.Listener, change func(o *SMTPOptions, f *fakeRela
 	f := &fakeRelay{}
 	log := &logBuffer{}
 	o := SMTPOptions{
-		Listen: &config.Listen{
-			Name: "smtp", Protocol: "smtp", Clients: []string{"logto"},
-			MaxSize: 1 << 20, MaxRecipients: 100, MaxConnections: 1000, MaxPerSource: 1000,
-		},
+		Listen:   listen(),
 		Hostname: "gw.example.com",
 		Acceptor: f,
 		Budget:   NewBudget(64 << 20),
@@ -111,8 +124,12 @@ func open(t testing.TB, ln net.Listener, change func(o *SMTPOptions, f *fakeRela
 	if change != nil {
 		change(&o, f)
 	}
+	smtp, err := NewSMTP(o)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, stop := context.WithCancel(context.Background())
-	d := &door{SMTP: NewSMTP(o), relay: f, ln: ln, stop: stop, ended: make(chan error, 1), log: log}
+	d := &door{SMTP: smtp, relay: f, ln: ln, stop: stop, ended: make(chan error, 1), log: log}
 	go func() { d.ended <- d.Serve(ctx, ln) }()
 	t.Cleanup(func() {
 		stop()
@@ -125,6 +142,16 @@ func open(t testing.TB, ln net.Listener, change func(o *SMTPOptions, f *fakeRela
 	})
 	return d
 }
+
+// listen is a listener's configuration.
+func listen() *config.Listen {
+	return &config.Listen{
+		Name: "smtp", Protocol: "smtp", Clients: []string{"logto"}, TLS: "none",
+		MaxSize: 1 << 20, MaxRecipients: 100, MaxConnections: 1000, MaxPerSource: 1000,
+	}
+}
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // openTCP starts a door on a free port of loopback.
 func openTCP(t testing.TB, change func(o *SMTPOptions, f *fakeRelay)) *door {
@@ -296,3 +323,27 @@ func (l *connListener) pipe(t testing.TB) *client {
 const mail = "From: a@auth.example.com\r\nTo: b@example.net\r\nSubject: code\r\n\r\nhello\r\n"
 
 var errStranger = reply.New(550, "5.7.1", "no client of this listener")
+
+// placed is a connection that seems to come from elsewhere.
+type placed struct {
+	net.Conn
+	remote net.Addr
+}
+
+func (c placed) RemoteAddr() net.Addr { return c.remote }
+
+// from is pipe for a client at an address.
+func (l *connListener) from(t testing.TB, remote net.Addr) *client {
+	ours, theirs := net.Pipe()
+	l.conns <- placed{theirs, remote}
+	return newClient(t, ours)
+}
+
+// addr is a TCP address.
+func addr(s string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(s)) }
+
+// tls makes c one that speaks TLS from now on.
+func (c *client) tls(config *tls.Config) *client {
+	conn := tls.Client(c.Conn, config)
+	return &client{conn, c.t, bufio.NewReader(conn)}
+}

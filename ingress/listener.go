@@ -2,24 +2,21 @@ package ingress
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"gatepost/reply"
 )
 
-// listener lets only those connections through that belong to a client and fit the limits. The others get one line
-// and are closed, so that strangers and floods cost neither a goroutine nor a place.
+// listener lets only those connections through that belong to a client, or may come to, and fit the limits. The others
+// get one line and are closed, so that strangers and floods cost neither a goroutine nor a place.
 type listener struct {
 	net.Listener
-	smtp   *SMTP
-	warned rate.Sometimes
+	smtp *SMTP
 }
 
 // Accept implements net.Listener. What it returns is a *conn.
@@ -29,60 +26,126 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c, err := l.admit(raw)
+		c, err := l.smtp.admit(raw)
 		if err == nil {
 			return c, nil
 		}
-		l.turnAway(raw, reply.Of(err))
+		c.turnAway(reply.Of(err))
 	}
 }
 
-// admit finds out who raw is and gives it a place.
-func (l *listener) admit(raw net.Conn) (*conn, error) {
-	remote := addrPort(raw.RemoteAddr())
-	client, err := l.identify(remote.Addr())
+// admit makes a connection of raw, finds out whose it is and gives it a place. Behind a balancer that is found out
+// later, from the PROXY header: until then it is in the reserve, as it may belong there.
+func (s *SMTP) admit(raw net.Conn) (*conn, error) {
+	c := newConn(s, raw)
+	err := c.enter()
 	if err != nil {
-		return nil, l.greeting(err)
+		s.table.remove(c)
 	}
-	c := newConn(l.smtp, raw, client, remote)
-	if err := l.smtp.table.add(c); err != nil {
-		return nil, err
+	if errors.Is(err, errPanic) {
+		err = c.greeting(err)
 	}
-	return c, nil
+	return c, err
 }
 
-// identify asks the Acceptor.
-func (l *listener) identify(from netip.Addr) (client string, err error) {
+func (c *conn) enter() (err error) {
 	defer recovered(&err)
-	return l.smtp.Acceptor.Identify(l.smtp.Listen.Name, from)
+	if c.proxied {
+		return c.smtp.table.add(c, unknown, true)
+	}
+	client, err := c.identify()
+	if err != nil {
+		return err
+	}
+	if err := c.smtp.table.add(c, sourceOf(c.peer), c.smtp.reserved(client)); err != nil {
+		return err
+	}
+	c.known = client
+	return c.become(client)
+}
+
+func (s *SMTP) reserved(client string) bool { return client != "" && s.Reserve(client) }
+
+// identify asks the Acceptor who the peer is. Where a certificate can still tell, a stranger is only nobody yet.
+func (c *conn) identify() (client string, err error) {
+	client, err = c.ask()
+	if err == nil {
+		return client, nil
+	}
+	e := c.greeting(err)
+	if e.Code == 554 && c.set.TLSClientCAFile != "" && !c.secure {
+		return "", nil
+	}
+	return "", e
+}
+
+func (c *conn) ask() (client string, err error) {
+	defer recovered(&err)
+	return c.smtp.Acceptor.Identify(c.smtp.Listen.Name, c.peer)
 }
 
 // greeting is what one who could not be identified is greeted with. A stranger is refused here (RFC 5321 §3.1: 554)
 // and not at MAIL: its mail would be refused whatever it says, and clients show the greeting's text.
-func (l *listener) greeting(err error) *reply.Error {
+func (c *conn) greeting(err error) *reply.Error {
 	if reply.Of(err).Temporary() {
 		return &reply.Error{Code: 421, Enhanced: "4.3.0", Text: "Temporary failure, please try again later", Err: err}
 	}
+	why := "your address is in no client's networks"
+	switch {
+	case len(c.peer.Names) > 0:
+		why = "neither your certificate nor your address is a client's"
+	case c.peer.UID >= 0:
+		why = fmt.Sprintf("your user id %d is no client's", c.peer.UID)
+	}
 	return &reply.Error{Code: 554, Enhanced: "5.7.1", Err: err,
-		Text: fmt.Sprintf("listener %q: your address is in no client's networks, so mail from it is not accepted", l.smtp.Listen.Name)}
+		Text: fmt.Sprintf("listener %q: %s, so mail from it is not accepted", c.smtp.Listen.Name, why)}
+}
+
+// become makes the connection that of client, "" for nobody, and counts it as such; or returns a 421 where the client
+// has too many.
+func (c *conn) become(client string) error {
+	if client == c.client {
+		return nil
+	}
+	if err := c.smtp.Connections.acquire(client); err != nil {
+		return err
+	}
+	c.smtp.Connections.release(c.client)
+	c.client = client
+	c.smtp.table.setReserved(c, c.smtp.reserved(client))
+	return nil
 }
 
 // turnAway greets with a refusal. The few octets fit every send buffer, so the accept loop does not wait for the peer.
-func (l *listener) turnAway(raw net.Conn, e *reply.Error) {
-	raw.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
-	fmt.Fprintf(raw, "%d %s %s %s\r\n", e.Code, e.Enhanced, l.smtp.Hostname, e.Text)
-	raw.Close()
-	attrs := []slog.Attr{
-		slog.String("listener", l.smtp.Listen.Name), slog.String("remote", raw.RemoteAddr().String()),
-		slog.Int("code", e.Code), slog.String("reply", e.Text),
+// One that expects TLS could not read them.
+func (c *conn) turnAway(e *reply.Error) {
+	if c.set.TLS != "implicit" {
+		c.raw.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+		fmt.Fprintf(c.raw, "%d %s %s %s\r\n", e.Code, e.Enhanced, c.set.hostname, e.Text)
 	}
-	if e.Err != nil {
-		attrs = append(attrs, slog.String("err", e.Err.Error()))
-	}
+	c.raw.Close()
+	c.logTurned("connection refused", e)
+}
+
+// logTurned logs that a connection came to nothing.
+func (c *conn) logTurned(what string, e *reply.Error) {
 	level := slog.LevelDebug
-	l.warned.Interval = 10 * time.Second // a flood must not fill the log
-	l.warned.Do(func() { level = slog.LevelWarn })
-	l.smtp.Log.LogAttrs(context.Background(), level, "connection refused", attrs...)
+	c.smtp.turned.Do(func() { level = slog.LevelWarn })
+	c.log(level, what, refusalAttrs(e)...)
+}
+
+func (c *conn) log(level slog.Level, what string, attrs ...slog.Attr) {
+	c.smtp.Log.LogAttrs(context.Background(), level, what, append([]slog.Attr{
+		slog.String("listener", c.smtp.Listen.Name), slog.String("client", c.client), slog.String("remote", c.from()),
+	}, attrs...)...)
+}
+
+// from names the other end for the log.
+func (c *conn) from() string {
+	if c.peer.UID >= 0 {
+		return fmt.Sprintf("unix uid %d", c.peer.UID)
+	}
+	return c.remote.String()
 }
 
 // addrPort returns a's IP address and port, without IPv4 mapping or zone; zero where it has none.
@@ -91,75 +154,9 @@ func addrPort(a net.Addr) netip.AddrPort {
 	if !ok {
 		return netip.AddrPort{}
 	}
-	ap := tcp.AddrPort()
+	return unmapped(tcp.AddrPort())
+}
+
+func unmapped(ap netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
-}
-
-// table holds the connections of a listener and counts them.
-type table struct {
-	max       int // in all
-	perSource int
-
-	mu      sync.Mutex
-	conns   map[*conn]struct{}
-	sources map[netip.Addr]int
-	drained chan struct{} // made by drain, closed when the last connection is gone
-}
-
-func newTable(max, perSource int) *table {
-	return &table{max: max, perSource: perSource, conns: make(map[*conn]struct{}), sources: make(map[netip.Addr]int)}
-}
-
-// add gives c a place, or a 421 where there is none.
-func (t *table) add(c *conn) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	switch from := c.remote.Addr(); {
-	case len(t.conns) >= t.max:
-		return reply.New(421, "4.7.0", "too many connections, try again later (max_connections)")
-	case t.sources[from] >= t.perSource:
-		return reply.New(421, "4.7.0", "too many connections from your address, try again later (max_per_source)")
-	default:
-		t.conns[c] = struct{}{}
-		t.sources[from]++
-		return nil
-	}
-}
-
-func (t *table) remove(c *conn) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	from := c.remote.Addr()
-	if t.sources[from]--; t.sources[from] == 0 {
-		delete(t.sources, from)
-	}
-	delete(t.conns, c)
-	if t.drained != nil && len(t.conns) == 0 {
-		close(t.drained)
-	}
-}
-
-// drain tells all connections to end, at the latest at until. The channel is closed when they are gone. No connection
-// may be added from now on.
-func (t *table) drain(until time.Time) <-chan struct{} {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.drained = make(chan struct{})
-	for c := range t.conns {
-		c.drain(until)
-	}
-	if len(t.conns) == 0 {
-		close(t.drained)
-	}
-	return t.drained
-}
-
-// cut breaks the connections that are left and returns how many they were. Their sessions go on until they notice.
-func (t *table) cut() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for c := range t.conns {
-		c.raw.Close()
-	}
-	return len(t.conns)
 }

@@ -31,19 +31,19 @@ func (d *door) dialFrom(t testing.TB, source string) *client {
 
 func TestStrangersAreRefusedInTheGreeting(t *testing.T) {
 	for name, tt := range map[string]struct {
-		identify func(listener string, from netip.Addr) (string, error)
+		identify func(listener string, p message.Peer) (string, error)
 		want     string
 	}{
 		"a stranger": {
-			func(string, netip.Addr) (string, error) { return "", errStranger },
+			func(string, message.Peer) (string, error) { return "", errStranger },
 			"554 5.7.1 gw.example.com listener \"smtp\": your address is in no client's networks, so mail from it is not accepted\r\n",
 		},
 		"nobody knows": {
-			func(string, netip.Addr) (string, error) { return "", errors.New("a secret cause") },
+			func(string, message.Peer) (string, error) { return "", errors.New("a secret cause") },
 			"421 4.3.0 gw.example.com Temporary failure, please try again later\r\n",
 		},
 		"asking panics": {
-			func(string, netip.Addr) (string, error) { panic("a secret cause") },
+			func(string, message.Peer) (string, error) { panic("a secret cause") },
 			"421 4.3.0 gw.example.com Temporary failure, please try again later\r\n",
 		},
 	} {
@@ -63,13 +63,13 @@ func TestStrangersAreRefusedInTheGreeting(t *testing.T) {
 func TestTheAcceptorIsAskedAboutTheClientsAddress(t *testing.T) {
 	asked := make(chan string, 1)
 	d := openTCP(t, func(_ *SMTPOptions, f *fakeRelay) {
-		f.identify = func(listener string, from netip.Addr) (string, error) {
-			asked <- listener + " " + from.String()
+		f.identify = func(listener string, p message.Peer) (string, error) {
+			asked <- fmt.Sprintf("%s %v %d %v", listener, p.Addr, p.UID, p.Names)
 			return "logto", nil
 		}
 	})
 	d.dialFrom(t, "127.0.0.9").hello()
-	if got := <-asked; got != "smtp 127.0.0.9" {
+	if got := <-asked; got != "smtp 127.0.0.9 -1 []" {
 		t.Errorf("asked about %q", got)
 	}
 	mapped := &net.TCPAddr{IP: net.ParseIP("::ffff:192.0.2.1"), Port: 25, Zone: "eth0"}

@@ -1,7 +1,6 @@
 package ingress
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,9 +17,8 @@ import (
 
 // session is one client's conversation as go-smtp drives it: a command after the other, on one goroutine.
 type session struct {
-	smtp  *SMTP
-	conn  *conn
-	greet *smtp.Conn // knows what the client calls itself
+	smtp *SMTP
+	conn *conn
 
 	open bool // after MAIL
 	from string
@@ -30,7 +28,9 @@ type session struct {
 }
 
 func (s *SMTP) newSession(c *smtp.Conn) (smtp.Session, error) {
-	return &session{smtp: s, conn: c.Conn().(*conn), greet: c}, nil
+	conn := c.Conn().(*conn)
+	conn.session = &session{smtp: s, conn: conn}
+	return conn.session, nil
 }
 
 // Reset implements smtp.Session: RSET, EHLO, or a message was answered.
@@ -42,30 +42,33 @@ func (s *session) Reset() {
 // Logout implements smtp.Session.
 func (s *session) Logout() error { return nil }
 
-// Mail implements smtp.Session. The parser has compared SIZE to the limit.
+// Mail implements smtp.Session.
 func (s *session) Mail(from string, opts *smtp.MailOptions) error {
-	if err := s.mail(from, opts.UTF8); err != nil {
+	if err := s.mail(from, opts); err != nil {
 		return s.refuse("sender refused", err)
 	}
 	return nil
 }
 
-func (s *session) mail(from string, utf8 bool) (err error) {
+func (s *session) mail(from string, opts *smtp.MailOptions) (err error) {
 	defer recovered(&err)
 	if s.open {
 		return reply.New(503, "5.5.1", "MAIL was given already, RSET starts over")
 	}
 	if from != "" {
-		a, err := address(from, utf8, "5.1.7")
+		a, err := address(from, opts.UTF8, wrongAddress["MAIL"])
 		if err != nil {
 			return err
 		}
 		from = a.String()
 	}
+	if opts.Size > s.conn.limit(nil) {
+		return errTooBig
+	}
 	if err := s.smtp.Acceptor.Ready(s.conn.client); err != nil {
 		return err
 	}
-	s.open, s.from, s.utf8 = true, from, utf8
+	s.open, s.from, s.utf8 = true, from, opts.UTF8
 	s.conn.setInMail(true)
 	return nil
 }
@@ -84,10 +87,10 @@ func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
 }
 
 func (s *session) rcpt(to string) error {
-	if len(s.to) >= s.smtp.Listen.MaxRecipients {
+	if len(s.to) >= s.conn.set.MaxRecipients {
 		return reply.New(452, "4.5.3", "Too many recipients, send them in another mail")
 	}
-	a, err := address(to, s.utf8, "5.1.3")
+	a, err := address(to, s.utf8, wrongAddress["RCPT"])
 	if err != nil {
 		return err
 	}
@@ -114,20 +117,22 @@ func (s *session) Data(io.Reader) error {
 	if err != nil {
 		return s.refuse("message refused", err)
 	}
-	s.log(slog.LevelDebug, "message taken", slog.String("msg_id", receipt.ID.String()), slog.Int("code", 250))
+	s.conn.log(slog.LevelDebug, "message taken", slog.String("msg_id", receipt.ID.String()), slog.Int("code", 250))
 	return &smtp.SMTPError{Code: 250, EnhancedCode: smtp.EnhancedCode{2, 0, 0}, Message: "queued as " + receipt.ID.String()}
 }
 
 func (s *session) data() (_ message.Receipt, err error) {
 	defer recovered(&err)
-	in := &intake{limit: s.smtp.Listen.MaxSize, budget: s.smtp.Budget, reserve: s.smtp.Reserve(s.conn.client)}
+	limit := s.conn.limit(nil)
+	in := &intake{limit: limit, patience: 2*limit + drainSlack, budget: s.smtp.Budget, reserve: s.smtp.Reserve(s.conn.client),
+		limitOf: func(header []byte) int64 { return s.conn.limit(header) }}
 	defer in.close()
 	if err := s.conn.readData(in); err != nil {
 		return message.Receipt{}, err
 	}
 	ended := time.Now()
 	raw := in.raw()
-	if err := checkHeader(raw); err != nil {
+	if err := checkLoop(raw); err != nil {
 		return message.Receipt{}, err
 	}
 	s.conn.flush() // what was answered before does not wait for this message
@@ -135,7 +140,7 @@ func (s *session) data() (_ message.Receipt, err error) {
 		Client:    s.conn.client,
 		Listener:  s.smtp.Listen.Name,
 		Remote:    s.conn.remote,
-		Helo:      s.greet.Hostname(),
+		Helo:      s.conn.helo,
 		With:      s.protocol(),
 		MailFrom:  s.from,
 		To:        s.to,
@@ -151,19 +156,27 @@ func (s *session) data() (_ message.Receipt, err error) {
 
 // protocol is the word for the Received field (RFC 3848, RFC 6531 §4.3).
 func (s *session) protocol() string {
+	c := s.conn
+	word := "ESMTP"
 	switch {
 	case s.utf8:
-		return "UTF8SMTP"
-	case s.conn.extended:
-		return "ESMTP"
+		word = "UTF8SMTP"
+	case !c.extended:
+		return "SMTP"
 	}
-	return "SMTP"
+	if c.secure {
+		word += "S"
+	}
+	if c.authenticated {
+		word += "A"
+	}
+	return word
 }
 
 // refuse logs err, once, and makes it a reply.
 func (s *session) refuse(what string, err error) error {
 	if errors.Is(err, errLeft) {
-		s.log(slog.LevelInfo, "client left before the end of its message", slog.String("err", err.Error()))
+		s.conn.log(slog.LevelInfo, "client left before the end of its message", slog.String("err", err.Error()))
 		return wire(err)
 	}
 	e := reply.Of(err)
@@ -174,19 +187,17 @@ func (s *session) refuse(what string, err error) error {
 	case e.Temporary():
 		level = slog.LevelWarn
 	}
+	s.conn.log(level, what, refusalAttrs(e)...)
+	return wire(err)
+}
+
+// refusalAttrs are what the log tells of a refusal.
+func refusalAttrs(e *reply.Error) []slog.Attr {
 	attrs := []slog.Attr{slog.Int("code", e.Code), slog.String("reply", e.Text)}
 	if e.Err != nil {
 		attrs = append(attrs, slog.String("err", e.Err.Error()))
 	}
-	s.log(level, what, attrs...)
-	return wire(err)
-}
-
-func (s *session) log(level slog.Level, what string, attrs ...slog.Attr) {
-	s.smtp.Log.LogAttrs(context.Background(), level, what, append([]slog.Attr{
-		slog.String("listener", s.smtp.Listen.Name), slog.String("client", s.conn.client),
-		slog.String("remote", s.conn.remote.String()),
-	}, attrs...)...)
+	return attrs
 }
 
 // wire makes err the only kind of error that go-smtp does not turn into a permanent one with our words in it.

@@ -83,11 +83,18 @@ func TestOddNamesMayGreet(t *testing.T) {
 		c.do("HELO "+name, "250 gw.example.com\r\n")
 		c.toData()
 		c.do(mail+".", "250 ")
+		if all := d.relay.submissions(); all[len(all)-1].Helo != name {
+			t.Errorf("%q arrived as %q", name, all[len(all)-1].Helo)
+		}
 	}
 	c := d.dial(t)
 	c.want("220 ")
 	c.do("EHLO "+strings.Repeat("x", 256), "501 5.5.4 ")
 	c.do("EHLO", "501 5.5.2 ")
+	c.do("EHLO ", "501 5.5.2 ")
+	c.do("EHLO  \u00a0", "501 5.5.2 ")
+	c.do("EHLOx", "501 5.5.2 ")
+	c.do("MAIL FROM:<>", "503 5.5.1 ")
 	c.do("HELO x", "250 ")
 }
 
@@ -108,15 +115,26 @@ func TestCommandsAreRefusedWithTheRightCode(t *testing.T) {
 		"a mailbox smuggled in an encoded-word": {"MAIL FROM:<>", "RCPT TO:<=?utf-8?q?ceo=40evil.example=3e=20?=@example.net>", "553 5.1.3 "},
 		"two recipients in one":                 {"MAIL FROM:<>", "RCPT TO:b@example.net,c@example.net", "553 5.1.3 "},
 		"a UTF-8 recipient without SMTPUTF8":    {"MAIL FROM:<>", "RCPT TO:<ü@example.net>", "553 5.6.7 "},
-		"RCPT before MAIL":                      {"", "RCPT TO:<b@example.net>", "502 5.5.1 "},
-		"DATA without a recipient":              {"MAIL FROM:<>", "DATA", "502 5.5.1 "},
+		"RCPT before MAIL":                      {"", "RCPT TO:<b@example.net>", "503 5.5.1 "},
+		"DATA without a recipient":              {"MAIL FROM:<>", "DATA", "503 5.5.1 "},
+		"a parameter nobody knows":              {"", "MAIL FROM:<> X=Y", "555 5.5.4 "},
+		"a parameter without a value":           {"", "MAIL FROM:<a@auth.example.com> REQUIRETLS", "555 5.5.4 "},
+		"a parameter of DSN":                    {"", "MAIL FROM:<> RET=HDRS", "555 5.5.4 "},
+		"a parameter of MAIL at RCPT":           {"MAIL FROM:<>", "RCPT TO:<b@example.net> SIZE=1", "555 5.5.4 "},
+		"a sender with a source route":          {"", "MAIL FROM:<@relay.example:a@auth.example.com>", "553 5.1.7 "},
+		"a recipient with a source route":       {"MAIL FROM:<>", "RCPT TO:<@one.example,@two.example:b@example.net>", "553 5.1.3 "},
+		"a source route without brackets":       {"MAIL FROM:<>", "RCPT TO:@one.example:b@example.net", "553 5.1.3 "},
+		"a source route after a blank":          {"MAIL FROM:<>", "RCPT TO: <@one.example:b@example.net>", "553 5.1.3 "},
+		"a percent that hides a route":          {"MAIL FROM:<>", "RCPT TO:<b%example.org@example.net@example.com>", "553 5.1.3 "},
+		"a quoted angle bracket":                {"MAIL FROM:<>", `RCPT TO:<"a>b"@example.net>`, "553 5.1.3 "},
+		"a quote that does not end":             {"MAIL FROM:<>", `RCPT TO:<"a@example.net> NOTIFY=NEVER`, "501 5.5.2 "},
 		"a NUL":                                 {"", "MAIL FROM:<a\x00@auth.example.com>", "501 5.5.2 "},
 		"a bare CR":                             {"", "NOOP\rMAIL FROM:<>", "501 5.5.2 "},
 		"octets that are not UTF-8":             {"", "MAIL FROM:<\xff@auth.example.com>", "501 5.5.2 "},
 		"AUTH":                                  {"", "AUTH PLAIN AGEAYg==", "502 5.5.1 "},
 		"STARTTLS":                              {"", "STARTTLS", "502 5.5.1 "},
 		"BINARYMIME":                            {"", "MAIL FROM:<> BODY=BINARYMIME", "504 5.5.4 "},
-		"DSN":                                   {"MAIL FROM:<>", "RCPT TO:<b@example.net> NOTIFY=NEVER", "504 5.5.4 "},
+		"DSN":                                   {"MAIL FROM:<>", "RCPT TO:<b@example.net> NOTIFY=NEVER", "555 5.5.4 "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := openTCP(t, nil).dial(t)
@@ -127,6 +145,32 @@ func TestCommandsAreRefusedWithTheRightCode(t *testing.T) {
 			c.do(tt.send, tt.want)
 			c.do("NOOP", "250 ") // and the session goes on
 		})
+	}
+}
+
+func TestARefusedMailLeavesAPipeliningClientItsConnection(t *testing.T) {
+	c := openTCP(t, func(_ *SMTPOptions, f *fakeRelay) {
+		f.ready = func(string) error { return reply.New(451, "4.4.1", "later") }
+	}).dial(t)
+	c.hello()
+	c.send("MAIL FROM:<>\r\n" + strings.Repeat("RCPT TO:<b@example.net>\r\n", 50) + "DATA\r\nRSET\r\n")
+	c.want("451 4.4.1 ")
+	for range 51 {
+		c.want("503 5.5.1 ")
+	}
+	c.want("250 ")
+}
+
+func TestParametersMayBeWrittenInAnyCase(t *testing.T) {
+	d := openTCP(t, nil)
+	c := d.dial(t)
+	c.hello()
+	c.do("mail from:<a@auth.example.com> body=8BITMIME size=100 smtputf8 auth=<>", "250 ")
+	c.do("rcpt to:<b@example.net>", "250 ")
+	c.do("data", "354 ")
+	c.do(mail+".", "250 ")
+	if s := d.relay.submissions()[0]; !s.SMTPUTF8 || s.MailFrom != "a@auth.example.com" {
+		t.Errorf("submission %+v", s)
 	}
 }
 
@@ -189,7 +233,7 @@ func TestASecondMailHasNothingOfTheFirst(t *testing.T) {
 	c.do(mail+"two\r\n.", "250 ")
 	c.do("MAIL FROM:<three@auth.example.com>", "250 ")
 	c.do("EHLO again", "250-")
-	c.do("RCPT TO:<three@example.net>", "502 ")
+	c.do("RCPT TO:<three@example.net>", "503 5.5.1 ")
 	c.do("MAIL FROM:<four@auth.example.com>", "250 ")
 	c.do("RCPT TO:<four@example.net>", "250 ")
 	c.do("DATA", "354 ")

@@ -5,13 +5,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
+	"os"
+	"slices"
 	"strings"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/emersion/go-smtp"
+	"golang.org/x/time/rate"
 
 	"gatepost/config"
 )
@@ -25,6 +29,9 @@ type Timeouts struct {
 	Write   time.Duration // for a client to take replies (1 min)
 	Drain   time.Duration // when stopping: to finish a transaction that was begun (8 s)
 	Answer  time.Duration // when stopping: to answer what came in until then; afterwards connections are cut (1.5 s)
+
+	Handshake time.Duration // for a PROXY header, and for a TLS handshake (5 s)
+	Login     time.Duration // for a client to log in that is nobody without (30 s)
 }
 
 func (t Timeouts) withDefaults() Timeouts {
@@ -36,69 +43,104 @@ func (t Timeouts) withDefaults() Timeouts {
 		Write:   cmp.Or(t.Write, time.Minute),
 		Drain:   cmp.Or(t.Drain, 8*time.Second),
 		Answer:  cmp.Or(t.Answer, 1500*time.Millisecond),
+
+		Handshake: cmp.Or(t.Handshake, 5*time.Second),
+		Login:     cmp.Or(t.Login, 30*time.Second),
 	}
 }
 
-// SMTPOptions is what an SMTP door needs. All fields but Reserve and Timeouts are required.
+// SMTPOptions is what an SMTP door needs. All fields but Connections, Reserve and Timeouts are required.
 type SMTPOptions struct {
-	Listen   *config.Listen
-	Hostname string // in the banner and in replies
-	Acceptor Acceptor
-	Budget   *Budget                  // shared by all doors
-	Reserve  func(client string) bool // whether the client may use the reserve of Budget (one that sends auth mail); nil for nobody
-	Log      *slog.Logger
-	Timeouts Timeouts
+	Listen      *config.Listen // as at the start; see Reconfigure
+	Hostname    string         // in the banner and in replies; see Reconfigure
+	Acceptor    Acceptor
+	Budget      *Budget                  // shared by all doors
+	Connections *Connections             // shared by all doors; nil sets clients no limits of their own
+	Reserve     func(client string) bool // whether the client may use the reserves: it sends auth mail; nil for nobody. Asked each time
+	Log         *slog.Logger
+	Timeouts    Timeouts
 }
 
-// SMTP is a door that speaks SMTP (RFC 5321) with PIPELINING, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES and SIZE.
-// go-smtp parses commands and dispatches them. Everything that touches the connection is ours: see conn.
+// SMTP is a door that speaks SMTP (RFC 5321) with PIPELINING, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, SIZE, STARTTLS
+// (RFC 3207) and AUTH (RFC 4954). go-smtp parses commands and dispatches them. Everything that touches the connection,
+// TLS and logins among it, is ours: see conn.
 //
 // CHUNKING is not offered and BDAT refused, since go-smtp takes a chunk that was broken off for a whole one.
 type SMTP struct {
 	SMTPOptions
-	server *smtp.Server
-	table  *table
-	life   context.Context // given to Accept: outlives clients and the stop signal, ends when connections are cut
-	cut    context.CancelFunc
+	settings atomic.Pointer[settings]
+	server   *smtp.Server
+	table    *table
+	turned   rate.Sometimes  // lines about connections that came to nothing: a flood must not fill the log
+	serving  context.Context // ends with the stop signal
+	life     context.Context // given to Accept: outlives clients and the stop signal, ends when connections are cut
+	cut      context.CancelFunc
 }
 
-// NewSMTP returns a door that is ready to Serve, once.
-func NewSMTP(o SMTPOptions) *SMTP {
+// settings are what Reconfigure changes. A connection keeps those that it began with.
+type settings struct {
+	*config.Listen
+	hostname string
+	tls      *tlsFiles // nil where TLS is "none"
+}
+
+// NewSMTP returns a door that is ready to Serve, once. Its error says what is wrong with the certificate.
+func NewSMTP(o SMTPOptions) (*SMTP, error) {
 	o.Timeouts = o.Timeouts.withDefaults()
 	if o.Reserve == nil {
 		o.Reserve = func(string) bool { return false }
 	}
-	s := &SMTP{SMTPOptions: o, table: newTable(o.Listen.MaxConnections, o.Listen.MaxPerSource)}
+	if o.Connections == nil {
+		o.Connections = NewConnections(func(string) int { return 0 })
+	}
+	s := &SMTP{SMTPOptions: o, turned: rate.Sometimes{Interval: 10 * time.Second}}
+	s.table = newTable(func() bool { return slices.ContainsFunc(s.settings.Load().Clients, o.Reserve) })
+	apply, err := s.Reconfigure(o.Listen, o.Hostname)
+	if err != nil {
+		return nil, err
+	}
+	apply()
 	s.server = smtp.NewServer(smtp.BackendFunc(s.newSession))
-	s.server.Domain = o.Hostname
 	s.server.EnableSMTPUTF8 = true
-	s.server.MaxMessageBytes = o.Listen.MaxSize // for SIZE at EHLO and MAIL
-	s.server.MaxLineLength = maxCommand + 1     // conn is stricter
+	s.server.MaxLineLength = maxCommand + 1 // conn is stricter
 	s.server.ErrorLog = serverLog{o.Log.With("listener", o.Listen.Name)}
-	return s
+	return s, nil
 }
 
-// Listen binds the address of l. Its errors say what is in the way.
-func Listen(ctx context.Context, l *config.Listen) (net.Listener, error) {
-	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "tcp", l.Address)
-	switch {
-	case err == nil:
-		return ln, nil
-	case errors.Is(err, syscall.EADDRINUSE):
-		err = fmt.Errorf("%s is in use: stop the program that holds it, or change the address", l.Address)
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		err = fmt.Errorf("%s is not an address of this host", l.Address)
-	case errors.Is(err, syscall.EACCES):
-		err = fmt.Errorf("%s may not be bound by this user: ports below 1024 need CAP_NET_BIND_SERVICE", l.Address)
+// Reconfigure makes ready what l, which has the same name and address, and hostname change: all that can fail is done
+// when it returns. apply, called once, then puts them in force for connections to come. Those that are open keep what
+// they began with; none is closed, not even where fewer are allowed now.
+func (s *SMTP) Reconfigure(l *config.Listen, hostname string) (apply func(), err error) {
+	next := &settings{Listen: l, hostname: hostname}
+	if l.TLS == "starttls" || l.TLS == "implicit" {
+		if next.tls, err = newTLSFiles(l, s.Log); err != nil {
+			return nil, fmt.Errorf("listen %s: %w", l.Name, err)
+		}
 	}
-	return nil, fmt.Errorf("listen %s: %w", l.Name, err)
+	return func() {
+		before := s.settings.Swap(next)
+		s.table.resize(l.MaxConnections, l.MaxPerSource)
+		s.resetMode(before)
+	}, nil
+}
+
+// resetMode gives an open socket the permissions that it has now, where they were others before.
+func (s *SMTP) resetMode(before *settings) {
+	now := s.settings.Load()
+	path, ok := strings.CutPrefix(now.Address, "unix:")
+	if !ok || before == nil || before.SocketMode == now.SocketMode {
+		return
+	}
+	if err := os.Chmod(path, fs.FileMode(now.SocketMode)); err != nil {
+		s.Log.Error("the mode of the socket could not be changed", "listener", now.Name, "err", err)
+	}
 }
 
 // Serve answers the clients that connect to ln until ctx ends, then stops: no new connections, idle sessions get 421
 // at once, those in a transaction may finish it within Timeouts.Drain. It returns nil after the last session is
 // answered, or an error when ln failed or sessions had to be cut off. It closes ln.
 func (s *SMTP) Serve(ctx context.Context, ln net.Listener) error {
+	s.serving = ctx
 	s.life, s.cut = context.WithCancel(context.WithoutCancel(ctx))
 	defer s.cut()
 	l := &listener{Listener: ln, smtp: s}
