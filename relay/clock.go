@@ -84,8 +84,8 @@ func (c *clock) watch(ctx context.Context, onJump func(time.Duration)) {
 func (r *Relay) clockJumped(by time.Duration) {
 	r.spool.Record(event.Event{At: time.Now(), Kind: event.ClockJump,
 		Data: event.Data{Alarm: true, Text: "the wall clock moved by " + by.Round(time.Second).String()}})
-	for _, l := range r.lanes {
-		l.poke()
+	for _, p := range r.generation.Load().plans {
+		p.lane.poke()
 	}
 	r.expiry.poke()
 }

@@ -27,7 +27,7 @@ var (
 // deliver carries one claimed message through its route once, as soon as it has its place in the lane, and settles what
 // came of it.
 func (r *Relay) deliver(l *lane, g *Generation, d *message.Delivery, place *ticket) {
-	defer l.done(len(d.Message.Raw))
+	defer r.done(l, len(d.Message.Raw))
 	t := newTry(r, l, g, d, nil)
 	if err := place.wait(r.ctx); err != nil {
 		t.putBack()
@@ -40,9 +40,18 @@ func (r *Relay) deliver(l *lane, g *Generation, d *message.Delivery, place *tick
 
 // deliverNew is deliver for a message whose Put is under way in w. Its place in the lane is taken already.
 func (r *Relay) deliverNew(l *lane, g *Generation, m *message.Message, w Write) {
-	defer l.done(len(m.Raw))
+	defer r.done(l, len(m.Raw))
 	defer l.slots.leave()
 	newTry(r, l, g, &message.Delivery{Message: m}, w).run()
+}
+
+// done is lane.done. A stream that went and came back in the meantime has another lane, which must look at what was put
+// back too.
+func (r *Relay) done(l *lane, octets int) {
+	l.done(octets)
+	if p := r.generation.Load().plan(l.name); p != nil && p.lane != l {
+		p.lane.poke()
+	}
 }
 
 // try is one walk of one message along its route.
@@ -81,12 +90,12 @@ func (t *try) run() {
 		t.hold()
 		return
 	}
-	for i, h := range t.plan.route {
+	for _, h := range t.plan.route {
 		rows := t.pending(h)
 		if len(rows) == 0 {
 			continue
 		}
-		t.through(t.lane.pairs[i], h, rows)
+		t.through(h.pair, h, rows)
 		if t.expired() || t.r.ctx.Err() != nil {
 			break
 		}
@@ -99,13 +108,19 @@ func (t *try) run() {
 	if refusal == nil {
 		t.lane.answer(t.msg.ID, nil) // 250 stands on the Put; nothing to wait for
 	}
+	client := t.notify(settlements, refusal)
 	settled := t.r.settle(t.msg, settlements)
-	if refusal != nil {
-		if !settled {
-			refusal = nil // the row is still there: a 5xx would be a lie
-		}
-		t.lane.answer(t.msg.ID, refusal)
+	if refusal == nil {
+		return
 	}
+	if !settled {
+		refusal = nil // the row is still there: a 5xx would be a lie
+	}
+	if client != nil {
+		client <- refusal
+		return
+	}
+	t.lane.answer(t.msg.ID, refusal)
 }
 
 // pending returns the rows that h is to be asked for.

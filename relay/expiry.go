@@ -70,7 +70,7 @@ func (e *expiry) turn(ctx context.Context, r *Relay) (time.Duration, error) {
 	if r.clock.jumped() {
 		return time.Second, nil
 	}
-	n, err := r.spool.Expire(ctx, expireBatch)
+	n, err := r.spool.Expire(ctx, expireBatch, r.notification)
 	switch {
 	case err != nil:
 		return time.Second, err

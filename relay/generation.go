@@ -1,10 +1,12 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -22,11 +24,12 @@ type Generation struct {
 	config    *config.Config
 	policy    *policy.Policy
 	plans     map[string]*plan // by stream
-	upstreams []upstream.Upstream
+	upstreams map[account]*connected
 }
 
 // plan is what a stream's mail needs on its way out.
 type plan struct {
+	lane   *lane
 	stream *config.Stream
 	signer *dkim.Signer // nil where no key is set
 	route  []*hop
@@ -37,6 +40,7 @@ type plan struct {
 type hop struct {
 	config        *config.Upstream
 	upstream      upstream.Upstream
+	pair          *pair
 	egress        string
 	commitTimeout time.Duration
 	answerTimeout time.Duration
@@ -46,57 +50,102 @@ type hop struct {
 // account is the key of an upstream: what leaves by another address has connections of its own.
 type account struct{ upstream, egress string }
 
+// connected is an upstream with all that it was made from: where that stays the same over a reload, so does it, with
+// its connections and whatever it has learnt.
+type connected struct {
+	upstream.Upstream
+	from made
+}
+
+// made is what an upstream is made from.
+type made struct {
+	hostname string
+	config   config.Upstream
+	egress   config.Egress
+	lanes    []upstream.LaneKind
+}
+
 // connector makes an upstream; upstream.New outside tests.
 type connector func(c *config.Upstream, hostname string, egress *upstream.Egress, lanes []upstream.LaneKind) (upstream.Upstream, error)
 
-// newGeneration does all that can fail.
-func newGeneration(cfg *config.Config, connect connector) (*Generation, error) {
-	g := &Generation{config: cfg, plans: map[string]*plan{}}
+// newGeneration does all that can fail. What old has and cfg leaves as it was is taken over from it; old may be nil.
+func newGeneration(cfg *config.Config, old *Generation, connect connector) (*Generation, error) {
+	g := &Generation{config: cfg, plans: map[string]*plan{}, upstreams: map[account]*connected{}}
 	var errs []error
 	var err error
-	if g.policy, err = policy.New(cfg); err != nil {
+	if g.policy, err = old.renewPolicy(cfg); err != nil {
 		errs = append(errs, err)
 	}
-	accounts, err := g.connect(cfg, connect)
-	if err != nil {
+	if err := g.connect(cfg, old, connect); err != nil {
 		errs = append(errs, err)
 	}
-	for _, name := range slices.Sorted(maps.Keys(cfg.Stream)) {
-		p, err := newPlan(cfg, cfg.Stream[name], accounts)
+	streams := streamsOf(cfg)
+	for _, name := range slices.Sorted(maps.Keys(streams)) {
+		p, err := g.newPlan(cfg, streams[name])
 		if err != nil {
 			errs = append(errs, fmt.Errorf("stream %s: %w", name, err))
 			continue
 		}
 		g.plans[name] = p
 	}
-	return g, errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		_ = g.closeBut(context.Background(), old) // no connection was opened yet
+		return nil, err
+	}
+	for name, p := range g.plans {
+		p.inherit(old.plan(name))
+	}
+	return g, nil
 }
 
-// connect makes the upstreams that streams use; no connection is opened yet.
-func (g *Generation) connect(cfg *config.Config, connect connector) (map[account]upstream.Upstream, error) {
+// renewPolicy makes the policy of cfg. What g's remembers of logins stays in force; g may be nil.
+func (g *Generation) renewPolicy(cfg *config.Config) (*policy.Policy, error) {
+	if g == nil {
+		return policy.New(cfg)
+	}
+	return g.policy.Renew(cfg)
+}
+
+// plan returns the plan of stream; nil where g is nil or has none.
+func (g *Generation) plan(stream string) *plan {
+	if g == nil {
+		return nil
+	}
+	return g.plans[stream]
+}
+
+// connect takes over or makes the upstreams that streams use; no connection is opened yet.
+func (g *Generation) connect(cfg *config.Config, old *Generation, connect connector) error {
 	lanes := map[account][]upstream.LaneKind{}
-	for _, name := range slices.Sorted(maps.Keys(cfg.Stream)) {
-		s := cfg.Stream[name]
+	streams := streamsOf(cfg)
+	for _, name := range slices.Sorted(maps.Keys(streams)) {
+		s := streams[name]
 		for _, up := range s.Route {
 			a := account{up, config.EgressOf(s, cfg.Upstream[up])}
 			lanes[a] = append(lanes[a], upstream.LaneKind{Lane: s.Name, Kind: s.Kind})
 		}
 	}
-	made := map[account]upstream.Upstream{}
 	var errs []error
 	for a, ls := range lanes {
+		from := made{hostname: cfg.Hostname, config: *cfg.Upstream[a.upstream], lanes: ls}
+		if e := cfg.Egress[a.egress]; e != nil {
+			from.egress = *e
+		}
+		if old != nil && old.upstreams[a] != nil && reflect.DeepEqual(old.upstreams[a].from, from) {
+			g.upstreams[a] = old.upstreams[a]
+			continue
+		}
 		u, err := connect(cfg.Upstream[a.upstream], cfg.Hostname, upstream.NewEgress(cfg.Egress[a.egress]), ls)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		made[a] = u
-		g.upstreams = append(g.upstreams, u)
+		g.upstreams[a] = &connected{u, from}
 	}
-	return made, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
-func newPlan(cfg *config.Config, s *config.Stream, accounts map[account]upstream.Upstream) (*plan, error) {
+func (g *Generation) newPlan(cfg *config.Config, s *config.Stream) (*plan, error) {
 	p := &plan{stream: s}
 	if len(s.DKIM) > 0 {
 		signer, err := dkim.NewSigner(s.DKIM)
@@ -112,8 +161,10 @@ func newPlan(cfg *config.Config, s *config.Stream, accounts map[account]upstream
 		if egress != config.Any {
 			egresses = append(egresses, egress)
 		}
-		h := &hop{config: u, upstream: accounts[account{name, egress}], egress: egress,
-			commitTimeout: s.CommitTimeout, answerTimeout: s.AnswerTimeout, connections: share(cfg, s, u)}
+		h := &hop{config: u, egress: egress, connections: share(cfg, s, u), commitTimeout: s.CommitTimeout, answerTimeout: s.AnswerTimeout}
+		if c := g.upstreams[account{name, egress}]; c != nil {
+			h.upstream = c.Upstream
+		}
 		if u.CommitTimeout > 0 {
 			h.commitTimeout = u.CommitTimeout
 		}
@@ -125,6 +176,38 @@ func newPlan(cfg *config.Config, s *config.Stream, accounts map[account]upstream
 	slices.Sort(egresses)
 	p.need = strings.Join(slices.Compact(egresses), ",")
 	return p, nil
+}
+
+// inherit gives p the lane of the plan before, if there was one of the same kind, and each hop the pair that has the
+// same upstream; the rest is new.
+func (p *plan) inherit(old *plan) {
+	if old != nil && old.stream.Kind == p.stream.Kind {
+		p.lane = old.lane
+	} else {
+		p.lane = newLane(p.stream.Name, p.stream.Kind)
+		old = nil
+	}
+	for _, h := range p.route {
+		h.pair = newPair(p.lane, h)
+		if before := old.hop(h); before != nil {
+			h.pair = before.pair
+		}
+	}
+}
+
+// verdict says when the client of m gets its answer: as a match rule has it, else as the stream does.
+func (p *plan) verdict(m *message.Message) string { return cmp.Or(m.Verdict, p.stream.Verdict) }
+
+// hop returns the hop of p that goes the same way as h, or nil.
+func (p *plan) hop(h *hop) *hop {
+	if p == nil {
+		return nil
+	}
+	i := slices.IndexFunc(p.route, func(o *hop) bool { return o.upstream == h.upstream && o.connections == h.connections })
+	if i < 0 {
+		return nil
+	}
+	return p.route[i]
 }
 
 // share returns how many of u's connections the lane of s may use at once: all of them, less what auth lanes that use
@@ -141,11 +224,13 @@ func share(cfg *config.Config, s *config.Stream, u *config.Upstream) int {
 	return max(1, n)
 }
 
-// close ends all connections; slots in use may finish until ctx ends.
-func (g *Generation) close(ctx context.Context) error {
+// closeBut ends all connections but those of upstreams that keep has too; slots in use may finish until ctx ends.
+func (g *Generation) closeBut(ctx context.Context, keep *Generation) error {
 	var errs []error
-	for _, u := range g.upstreams {
-		errs = append(errs, u.Close(ctx))
+	for a, u := range g.upstreams {
+		if keep == nil || keep.upstreams[a] != u {
+			errs = append(errs, u.Close(ctx))
+		}
 	}
 	return errors.Join(errs...)
 }

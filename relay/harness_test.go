@@ -43,6 +43,7 @@ type service struct {
 	sends    []sent
 	logins   int
 	inUse    int
+	closed   int
 	most     int
 	traits   upstream.Traits
 }
@@ -67,7 +68,10 @@ func (s *service) Reserve(ctx context.Context, lane string) (upstream.Slot, erro
 	return &fakeSlot{s}, nil
 }
 
-func (s *service) Close(context.Context) error { return nil }
+func (s *service) Close(context.Context) error {
+	s.set(func(s *service) { s.closed++ })
+	return nil
+}
 
 func (s *service) set(change func(*service)) {
 	s.mu.Lock()
@@ -163,6 +167,8 @@ type rig struct {
 	auth      *service
 	marketing *service
 	history   *history
+	connects  []string                          // upstreams that were made, by name
+	instead   func(c *config.Upstream) *service // makes an upstream instead of the two; nil for none
 	key       string
 	stop      func()
 }
@@ -197,7 +203,11 @@ func (g *rig) start(wrap func(Spool) Spool) {
 	}
 	g.relay, err = newRelay(Options{Config: g.cfg, Spool: spool, Log: slog.New(slog.DiscardHandler)},
 		func(c *config.Upstream, _ string, _ *upstream.Egress, _ []upstream.LaneKind) (upstream.Upstream, error) {
-			if c.Name == "sink" {
+			g.connects = append(g.connects, c.Name)
+			switch {
+			case g.instead != nil:
+				return g.instead(c), nil
+			case c.Name == "sink":
 				return g.auth, nil
 			}
 			return g.marketing, nil

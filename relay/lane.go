@@ -3,7 +3,9 @@ package relay
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gatepost/message"
@@ -21,14 +23,15 @@ const longestNap = time.Minute
 type lane struct {
 	name  string
 	kind  message.Kind
-	pairs []*pair // as plan.route
-	slots *gate   // hand-overs from check-out until their settlement is durable
+	pairs atomic.Pointer[[]*pair] // of the current generation's route
+	slots *gate                   // hand-overs from check-out until their settlement is durable
 	kick  chan struct{}
 	ping  chan chan struct{}
-
-	window int64 // octets of mail that may be outstanding; one message is always let in
+	stop  context.CancelFunc // ends run; nil while it does not run
+	stale atomic.Bool        // mail has been due for too long (limits.queue_age)
 
 	mu          sync.Mutex
+	window      int64                            // octets of mail that may be outstanding; one message is always let in
 	backlog     bool                             // unowned rows may be due: a new mail must not overtake them
 	puts        int                              // unowned Puts so far
 	outstanding int                              // claimed or born-owned messages not yet settled or put back
@@ -36,20 +39,45 @@ type lane struct {
 	waiting     map[message.ID]chan *reply.Error // clients that wait for the outcome of a first try
 }
 
-func newLane(p *plan, window int64) *lane {
-	l := &lane{name: p.stream.Name, kind: p.stream.Kind, window: window, backlog: true,
+func newLane(name string, kind message.Kind) *lane {
+	l := &lane{name: name, kind: kind, slots: newGate(1), backlog: true,
 		kick: make(chan struct{}, 1), ping: make(chan chan struct{}), waiting: map[message.ID]chan *reply.Error{}}
-	for _, h := range p.route {
-		l.pairs = append(l.pairs, newPair(l, h))
-	}
-	l.slots = newGate(l.limit())
+	l.pairs.Store(new([]*pair))
 	return l
+}
+
+// use makes p what the lane goes by from now on. Pairs that p does not have are retired.
+func (l *lane) use(p *plan, window int64) {
+	var pairs []*pair
+	for _, h := range p.route {
+		pairs = append(pairs, h.pair)
+	}
+	l.mu.Lock()
+	l.window = window
+	l.mu.Unlock()
+	for _, old := range *l.pairs.Swap(&pairs) {
+		if !slices.Contains(pairs, old) {
+			old.retire()
+		}
+	}
+	l.adjust()
+}
+
+// end retires the lane: its stream is gone, or is of another kind now.
+func (l *lane) end() {
+	for _, p := range *l.pairs.Swap(new([]*pair)) {
+		p.retire()
+	}
+	if l.stop != nil {
+		l.stop()
+	}
+	l.adjust()
 }
 
 // limit returns how many hand-overs the pairs that work allow at once.
 func (l *lane) limit() int {
 	n := 0
-	for _, p := range l.pairs {
+	for _, p := range *l.pairs.Load() {
 		n += p.limit()
 	}
 	return n
@@ -115,7 +143,7 @@ func (l *lane) poke() {
 
 // down reports whether no upstream of the route can be counted on (when_down = "refuse").
 func (l *lane) down() bool {
-	for _, p := range l.pairs {
+	for _, p := range *l.pairs.Load() {
 		if !p.down(refuseAfter) {
 			return false
 		}
@@ -263,7 +291,7 @@ func (l *lane) wait(ctx context.Context, nap time.Duration, wake <-chan struct{}
 func (l *lane) status(held bool) message.LaneStatus {
 	used, _ := l.slots.load()
 	s := message.LaneStatus{Lane: l.name, Kind: l.kind, InFlight: used, Limit: l.limit(), Held: held}
-	for _, p := range l.pairs {
+	for _, p := range *l.pairs.Load() {
 		s.Pairs = append(s.Pairs, p.status())
 	}
 	return s

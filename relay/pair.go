@@ -26,8 +26,9 @@ const (
 // pair is one upstream as one lane sees it. An upstream-scope verdict pauses it: messages that wait keep their
 // attempt counts and due times (the one that met with it steps back), and logins are tried until one succeeds.
 type pair struct {
-	lane *lane
-	hop  *hop
+	lane    *lane
+	hop     *hop
+	retired chan struct{} // closed when no route goes through it any more
 
 	mu        sync.Mutex
 	paused    bool
@@ -39,7 +40,12 @@ type pair struct {
 	ramp      int  // hand-overs allowed at once after a resume; doubles with each success
 }
 
-func newPair(l *lane, h *hop) *pair { return &pair{lane: l, hop: h, ramp: h.connections} }
+func newPair(l *lane, h *hop) *pair {
+	return &pair{lane: l, hop: h, ramp: h.connections, retired: make(chan struct{})}
+}
+
+// retire ends the probing of a pair that no route goes through any more.
+func (p *pair) retire() { close(p.retired) }
 
 // limit returns how many hand-overs may go through at once: none while paused.
 func (p *pair) limit() int {
@@ -146,6 +152,8 @@ func (p *pair) probe(r *Relay, wait time.Duration) {
 	for {
 		select {
 		case <-ctx.Done():
+			return
+		case <-p.retired:
 			return
 		case err := <-results:
 			running--

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
@@ -39,11 +38,16 @@ type Options struct {
 type Relay struct {
 	spool      Spool
 	log        *slog.Logger
+	connect    connector
 	generation atomic.Pointer[Generation]
-	lanes      map[string]*lane // by stream
 	signing    *gate
 	clock      *clock
+	pressure   pressure
 	expiry     *expiry
+
+	mu      sync.Mutex      // of Reload, Run and its end: one changes generations at a time
+	running context.Context // of the lanes' loops; nil while Run does not run
+	loops   sync.WaitGroup
 
 	ctx        context.Context // of hand-overs: ends when the drain does
 	stop       context.CancelCauseFunc
@@ -55,32 +59,45 @@ type Relay struct {
 func New(o Options) (*Relay, error) { return newRelay(o, upstream.New) }
 
 func newRelay(o Options, connect connector) (*Relay, error) {
-	g, err := newGeneration(o.Config, connect)
+	g, err := newGeneration(o.Config, nil, connect)
 	if err != nil {
 		return nil, err
 	}
-	r := &Relay{spool: o.Spool, log: o.Log, lanes: map[string]*lane{}, clock: newClock(), expiry: newExpiry(),
+	r := &Relay{spool: o.Spool, log: o.Log, connect: connect, clock: newClock(), expiry: newExpiry(),
 		signing: newGate(max(2, runtime.GOMAXPROCS(0)-1))}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
-	r.generation.Store(g)
-	for name, p := range g.plans {
-		r.lanes[name] = newLane(p, o.Config.Limits.BytesInFlight/int64(len(g.plans)))
-	}
+	r.swap(g)
 	return r, nil
 }
 
 // Run delivers until ctx ends, then lets hand-overs under way come to their end, puts back what had not begun, and
 // closes the upstreams. No Accept may begin once ctx has ended.
 func (r *Relay) Run(ctx context.Context) error {
-	var loops sync.WaitGroup
-	for _, l := range r.lanes {
-		loops.Go(func() { l.run(ctx, r) })
+	r.mu.Lock()
+	r.running = ctx
+	for _, p := range r.generation.Load().plans {
+		r.turn(p.lane)
 	}
-	loops.Go(func() { r.expiry.run(ctx, r) })
-	loops.Go(func() { r.clock.watch(ctx, r.clockJumped) })
+	r.mu.Unlock()
+	r.loops.Go(func() { r.expiry.run(ctx, r) })
+	r.loops.Go(func() { r.clock.watch(ctx, r.clockJumped) })
+	r.loops.Go(func() { r.pressure.watch(ctx, r) })
 	<-ctx.Done()
-	loops.Wait()
+	r.mu.Lock() // a reload under way comes to its end, and starts no loop after
+	r.running = nil
+	r.mu.Unlock()
+	r.loops.Wait()
 	return r.drain()
+}
+
+// turn starts the loop of l, if Run runs and it does not turn yet. mu is held.
+func (r *Relay) turn(l *lane) {
+	if r.running == nil || l.stop != nil {
+		return
+	}
+	ctx, stop := context.WithCancel(r.running)
+	l.stop = stop
+	r.loops.Go(func() { l.run(ctx, r) })
 }
 
 // drain waits for hand-overs, for drainTime at most; then they are cut: what was not committed goes back to the queue,
@@ -93,12 +110,25 @@ func (r *Relay) drain() error {
 	r.background.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	return r.generation.Load().close(ctx)
+	return r.generation.Load().closeBut(ctx, nil)
 }
 
 // Identify implements ingress.Acceptor.
-func (r *Relay) Identify(listener string, from netip.Addr) (client string, err error) {
-	return r.generation.Load().policy.Identify(listener, from)
+func (r *Relay) Identify(listener string, p message.Peer) (client string, err error) {
+	return r.generation.Load().policy.Identify(listener, p)
+}
+
+// Login implements ingress.Acceptor.
+func (r *Relay) Login(ctx context.Context, listener string, p message.Peer, user, password string) (client string, err error) {
+	return r.generation.Load().policy.Login(ctx, listener, p, user, password)
+}
+
+// Offers implements ingress.Acceptor.
+func (r *Relay) Offers(listener string) bool { return r.generation.Load().policy.Offers(listener) }
+
+// Limit implements ingress.Acceptor.
+func (r *Relay) Limit(client string, header []byte) int64 {
+	return r.generation.Load().policy.Limit(client, header)
 }
 
 // Ready implements ingress.Acceptor: nil if any stream of client would take mail now.
@@ -117,8 +147,11 @@ func (r *Relay) Ready(client string) error {
 
 // ready says whether mail of p's stream is taken now.
 func (r *Relay) ready(p *plan) error {
-	if p.stream.WhenDown == "refuse" && r.lanes[p.stream.Name].down() {
+	if p.stream.WhenDown == "refuse" && p.lane.down() {
 		return reply.New(451, "4.4.1", "the mail service cannot be reached at the moment, please try again later")
+	}
+	if err := r.pressure.refuses(p.lane); err != nil {
+		return err
 	}
 	return r.spool.Ready(p.stream.Kind)
 }
@@ -162,15 +195,16 @@ func (r *Relay) admit(g *Generation, s *message.Submission, now time.Time) (*mes
 	for i := range m.Recipients {
 		m.Recipients[i].Need = p.need
 	}
+	p.wantsNotifications(m, s.MailFrom)
 	return m, nil
 }
 
 // put writes ms. A single message whose lane has room is born ours, and its first hand-over begins beside the write.
 func (r *Relay) put(g *Generation, ms []*message.Message) Write {
-	l := r.lanes[ms[0].Stream]
+	l := g.plans[ms[0].Stream].lane
 	if len(ms) > 1 || r.spool.StreamHeld(l.name) || !l.take(len(ms[0].Raw)) {
 		for _, m := range ms {
-			r.lanes[m.Stream].queued()
+			g.plans[m.Stream].lane.queued()
 		}
 		return r.spool.Put(ms, false)
 	}
@@ -179,12 +213,13 @@ func (r *Relay) put(g *Generation, ms []*message.Message) Write {
 	return w
 }
 
-// await prepares to be told the outcome of the first try of each of ms whose stream answers with it.
+// await prepares to be told the outcome of the first try of each of ms whose stream answers with it. One of several
+// cannot be refused alone, so a sender who gets notifications is told by one.
 func (r *Relay) await(g *Generation, ms []*message.Message) []<-chan *reply.Error {
 	answers := make([]<-chan *reply.Error, len(ms))
 	for i, m := range ms {
-		if g.plans[m.Stream].stream.Verdict == "upstream" {
-			answers[i] = r.lanes[m.Stream].await(m.ID)
+		if g.plans[m.Stream].verdict(m) == "upstream" && (len(ms) == 1 || m.NotifyTo() == "") {
+			answers[i] = g.plans[m.Stream].lane.await(m.ID)
 		}
 	}
 	return answers
@@ -192,9 +227,7 @@ func (r *Relay) await(g *Generation, ms []*message.Message) []<-chan *reply.Erro
 
 func (r *Relay) forget(g *Generation, ms []*message.Message) {
 	for _, m := range ms {
-		if g.plans[m.Stream].stream.Verdict == "upstream" {
-			r.lanes[m.Stream].forget(m.ID)
-		}
+		g.plans[m.Stream].lane.forget(m.ID)
 	}
 }
 
@@ -210,7 +243,7 @@ func (r *Relay) answered(ctx context.Context, g *Generation, subs []*message.Sub
 		select {
 		case refusal = <-answers[i]:
 		case <-t.C:
-			refusal = nil
+			refusal = g.plans[m.Stream].lane.late(m.ID, answers[i])
 		case <-ctx.Done():
 			refusal = nil
 		}
@@ -250,8 +283,9 @@ func (r *Relay) settle(m *message.Message, ss []message.Settlement) bool {
 // Status tells how each lane stands.
 func (r *Relay) Status() []message.LaneStatus {
 	var ss []message.LaneStatus
-	for _, name := range slices.Sorted(maps.Keys(r.lanes)) {
-		ss = append(ss, r.lanes[name].status(r.spool.StreamHeld(name)))
+	plans := r.generation.Load().plans
+	for _, name := range slices.Sorted(maps.Keys(plans)) {
+		ss = append(ss, plans[name].lane.status(r.spool.StreamHeld(name)))
 	}
 	return ss
 }
@@ -260,7 +294,7 @@ func (r *Relay) Status() []message.LaneStatus {
 func (r *Relay) Captured() []upstream.Captured {
 	var all []upstream.Captured
 	for _, u := range r.generation.Load().upstreams {
-		if c, ok := u.(upstream.Capture); ok {
+		if c, ok := u.Upstream.(upstream.Capture); ok {
 			all = append(all, c.Captured()...)
 		}
 	}
@@ -269,7 +303,8 @@ func (r *Relay) Captured() []upstream.Captured {
 
 // Alive returns nil once every lane has shown that it still turns, or ctx's error. It works only while Run does.
 func (r *Relay) Alive(ctx context.Context) error {
-	for name, l := range r.lanes {
+	for name, p := range r.generation.Load().plans {
+		l := p.lane
 		pong := make(chan struct{})
 		select {
 		case l.ping <- pong:

@@ -11,14 +11,16 @@ import (
 // Spool is the durable queue as the relay uses it. Package store implements it on SQLite.
 type Spool interface {
 	// Put queues ms, all or none, for the next shared flush and returns at once. own: their rows are born ours, no
-	// Claim follows. The messages are shared with the caller and not changed.
+	// Claim follows. The messages are shared with the caller and not changed. Older messages with the same Supersede key
+	// that only wait, with no attempt in flight, end in the same commit.
 	Put(ms []*message.Message, own bool) Write
 	// Claim stamps up to max due recipients of lane (and about maxBytes of bodies; at least one message) as ours in one
 	// commit, grouped by message, oldest due first, only those whose need is in can. Bodies come with it. Rows past
 	// their lifetime are left to Expire.
 	Claim(ctx context.Context, lane string, can []string, max int, maxBytes int64) ([]*message.Delivery, error)
 	// Settle applies all of s or none in the next flush and returns when durable. Rows that are no longer ours under
-	// their epoch are left alone and come back as lost. A row that stays queued becomes unowned.
+	// their epoch are left alone and come back as lost. A row that stays queued becomes unowned. A Notification is
+	// queued in the same commit.
 	Settle(ctx context.Context, s []message.Settlement) (lost []message.RecipientID, err error)
 	// Release gives rows back unowned with their due time unchanged (shutdown, pause) in the next flush.
 	Release(ctx context.Context, ids []message.RecipientID) error
@@ -29,8 +31,10 @@ type Spool interface {
 	// NextExpiry returns when the lifetime of the earliest message with an unowned recipient ends.
 	NextExpiry(ctx context.Context) (time.Time, bool, error)
 	// Expire ends up to max unowned rows past their lifetime, of whatever lane and state, each with an event: expired,
-	// or unconfirmed where a copy may have reached somebody.
-	Expire(ctx context.Context, max int) (n int, err error)
+	// or unconfirmed where a copy may have reached somebody. For the rows of a message that has a NotifyTo, notify makes
+	// the message that tells its sender, or returns nil; it is queued in the same commit. notify sees the first 64 KB of
+	// Raw, is called by the store's writer, and must not wait for the store.
+	Expire(ctx context.Context, max int, notify func(failed []message.Settlement) *message.Message) (n int, err error)
 	// NewID returns an id above every id in message and event.
 	NewID() message.ID
 	// Wake returns the channel that gets a value when something of lane may have become due: put unowned, released,

@@ -204,15 +204,11 @@ func (s *Store) readBody(d *message.Delivery) error {
 	m := d.Message
 	var keyID int64
 	var data []byte
-	var attrs string
 	found := false
 	err := s.writer.read(context.Background(), func(r *sql.Rows) (bool, error) {
 		found = true
-		return false, r.Scan(&m.BodyHash, &attrs, &keyID, &data)
-	}, "SELECT m.body_hash, m.attrs, b.key_id, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ?", int64(m.ID))
-	if err == nil {
-		m.Attrs, err = decodeAttrs(attrs)
-	}
+		return false, r.Scan(&m.BodyHash, &keyID, &data)
+	}, "SELECT m.body_hash, b.key_id, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ?", int64(m.ID))
 	if err != nil {
 		return err
 	}

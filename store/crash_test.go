@@ -17,18 +17,22 @@ import (
 	"gatepost/message"
 )
 
-// childDir tells the test binary to be the process that is killed.
-const childDir = "GATEPOST_STORE_TEST_DIR"
+// childDir tells the test binary to be the process that is killed; childKey what its messages supersede under.
+const (
+	childDir = "GATEPOST_STORE_TEST_DIR"
+	childKey = "GATEPOST_STORE_TEST_KEY"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
-		putForEver(dir)
+		putForEver(dir, os.Getenv(childKey))
 	}
 	os.Exit(m.Run())
 }
 
 // putForEver stores messages until it is killed, half of them born ours, and prints the id of each that is durable.
-func putForEver(dir string) {
+// With a key each has that and its producer's number as its supersede key.
+func putForEver(dir, key string) {
 	s, err := Open(context.Background(), Options{Dir: dir})
 	if err != nil {
 		fmt.Println("error", err)
@@ -39,6 +43,9 @@ func putForEver(dir string) {
 		go func() {
 			for {
 				m := newMessage(s, message.Auth, 1000)
+				if key != "" {
+					m.Supersede = fmt.Append(nil, key, i)
+				}
 				if err := put(s, i%2 == 0, m); err != nil {
 					fmt.Println("error", err)
 					os.Exit(1)
@@ -57,7 +64,7 @@ func TestNothingDurableIsLostWhenTheProcessIsKilled(t *testing.T) {
 	dir := t.TempDir()
 	durable := map[message.ID]string{}
 	for range 3 {
-		killed := runAndKill(t, dir, durable)
+		killed := runAndKill(t, dir, "", durable)
 		if killed < 16 {
 			t.Fatalf("only %d messages were stored before the kill", killed)
 		}
@@ -89,11 +96,47 @@ func TestNothingDurableIsLostWhenTheProcessIsKilled(t *testing.T) {
 	}
 }
 
+func TestAKilledProcessLeavesTheNewestUnderEachKeyAndAnEndForTheRest(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	durable := map[message.ID]string{}
+	if n := runAndKill(t, dir, "k", durable); n < 100 {
+		t.Fatalf("only %d messages were stored before the kill", n)
+	}
+	s := openTest(t, Options{Dir: dir}, nil)
+	queued := map[message.ID]bool{}
+	waiting := 0
+	for _, r := range must(s.List(t.Context(), message.QueueFilter{Limit: 1 << 20})) {
+		if queued[r.ID] = true; !r.MaybeSent {
+			waiting++
+		}
+	}
+	if waiting > 8 {
+		t.Errorf("%d messages wait under 8 keys", waiting)
+	}
+	superseded := 0
+	for id, how := range durable {
+		ends := 0
+		for _, kind := range kindsOf(t, s, id) {
+			if kind == event.Superseded {
+				ends++
+			}
+		}
+		superseded += ends
+		if want := map[bool]int{false: 1}[queued[id]]; ends != want || how == "own" && ends != 0 {
+			t.Errorf("%s: message %v is queued: %v, and superseded %d times", how, id, queued[id], ends)
+		}
+	}
+	if superseded == 0 {
+		t.Error("nothing was superseded")
+	}
+}
+
 // runAndKill lets a child store messages for a while, kills it, and notes what it said was durable.
-func runAndKill(t *testing.T, dir string, durable map[message.ID]string) (n int) {
+func runAndKill(t *testing.T, dir, key string, durable map[message.ID]string) (n int) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childDir+"="+dir)
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childKey+"="+key)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ type Write = interface {
 
 // Put queues ms, all or none, for the next shared flush and returns at once. With own their rows are born ours; else
 // each gets an accepted event, and their lanes are woken. Bodies of auth mail are sealed before they reach the disk.
+// Where a message has a supersede key, older ones with the same that only wait end in the same transaction.
 func (s *Store) Put(ms []*message.Message, own bool) Write {
 	j := &putJob{s: s, messages: ms, own: own, done: make(chan struct{})}
 	for _, m := range ms {
@@ -56,10 +57,19 @@ func (j *putJob) Result() (message.PutResult, error) { return j.result, j.err }
 func (j *putJob) size() (messages, octets int) { return len(j.messages), j.octets }
 
 func (j *putJob) apply(t *tx) error {
+	j.result = message.PutResult{} // of an earlier try, whose transaction was undone
+	if j.own {
+		j.result.Epoch = j.s.epoch
+	}
 	for _, m := range j.messages {
-		if err := j.putMessage(t, m); err != nil {
+		if err := t.put(m, j.own); err != nil {
 			return fmt.Errorf("store message %v: %w", m.ID, err)
 		}
+		superseded, err := t.supersede(m)
+		if err != nil {
+			return fmt.Errorf("supersede what message %v takes the place of: %w", m.ID, err)
+		}
+		j.result.Superseded = append(j.result.Superseded, superseded...)
 	}
 	return nil
 }
@@ -69,9 +79,7 @@ func (j *putJob) finish(err error) {
 		j.s.space.letOut(j.octets)
 	}
 	if err != nil {
-		j.err = putError(err)
-	} else if j.own {
-		j.result.Epoch = j.s.epoch
+		j.result, j.err = message.PutResult{}, putError(err)
 	}
 	close(j.done)
 }
@@ -87,7 +95,8 @@ func putError(err error) error {
 	return &reply.Error{Code: 451, Enhanced: "4.3.0", Text: "The message could not be stored, please try again later", Err: err}
 }
 
-func (j *putJob) putMessage(t *tx, m *message.Message) error {
+// put stores a message with its recipients, which are ours with own, else free to be claimed.
+func (t *tx) put(m *message.Message, own bool) error {
 	if len(m.Recipients) == 0 {
 		return errors.New("it has no recipients")
 	}
@@ -95,14 +104,14 @@ func (j *putJob) putMessage(t *tx, m *message.Message) error {
 	if err != nil {
 		return err
 	}
-	if _, err := t.exec(`INSERT INTO message(id, stream, client, mail_from, header_from, size, flags, body_hash, accepted_at, expires_at, attrs)
-		VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, int64(m.ID), m.Stream, m.Client, m.MailFrom, m.HeaderFrom, m.Size, flags(m),
-		m.BodyHash, ms(m.AcceptedAt), ms(m.ExpiresAt), attrs); err != nil {
+	if _, err := t.exec(`INSERT INTO message(id, stream, client, mail_from, header_from, size, flags, body_hash, accepted_at, expires_at, supersede, attrs)
+		VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, int64(m.ID), m.Stream, m.Client, m.MailFrom, m.HeaderFrom, m.Size, flags(m),
+		m.BodyHash, ms(m.AcceptedAt), ms(m.ExpiresAt), m.Supersede, attrs); err != nil {
 		return err
 	}
 	keyID, data := int64(0), []byte(m.Raw)
 	if m.Kind == message.Auth {
-		if keyID, data, err = j.s.keys.seal(t.now, m.ID, data); err != nil {
+		if keyID, data, err = t.s.keys.seal(t.now, m.ID, data); err != nil {
 			return err
 		}
 	}
@@ -110,24 +119,24 @@ func (j *putJob) putMessage(t *tx, m *message.Message) error {
 		return err
 	}
 	for i := range m.Recipients {
-		if err := j.putRecipient(t, m, &m.Recipients[i]); err != nil {
+		if err := t.putRecipient(m, &m.Recipients[i], own); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (j *putJob) putRecipient(t *tx, m *message.Message, r *message.Recipient) error {
+func (t *tx) putRecipient(m *message.Message, r *message.Recipient, own bool) error {
 	owner, epoch := 0, int64(0)
-	if j.own {
-		owner, epoch = nodeID, j.s.epoch
+	if own {
+		owner, epoch = nodeID, t.s.epoch
 	}
 	if _, err := t.exec(`INSERT INTO recipient(message, n, address, lane, need, state, due_at, attempts, maybe_sent, copies, owner, epoch, refused, last_upstream, last_reply)
 		VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, int64(m.ID), r.N, r.Address, r.Lane, r.Need, int(r.State), ms(r.DueAt), r.Attempts,
 		r.MaybeSent, r.Copies, owner, epoch, joinNames(r.Refused), r.LastUpstream, message.Mask(r.LastReply)); err != nil {
 		return err
 	}
-	if j.own {
+	if own {
 		return nil
 	}
 	t.lanes[r.Lane] = true

@@ -22,13 +22,13 @@ const (
 	rowSelect  = rowColumns + " FROM recipient r CROSS JOIN message m ON m.id = r.message"
 	rowColumns = `SELECT r.message, r.n, r.address, r.lane, r.need, r.state, r.due_at, r.attempts, r.maybe_sent, r.copies, r.owner,
 	r.refused, r.last_upstream, r.last_reply,
-	m.stream, m.client, m.mail_from, m.header_from, m.size, m.flags, m.accepted_at, m.expires_at`
+	m.stream, m.client, m.mail_from, m.header_from, m.size, m.flags, m.accepted_at, m.expires_at, m.attrs`
 )
 
 // row is one recipient as stored.
 type row struct {
 	message.Recipient
-	message *message.Message // without body, hash, attributes and recipients
+	message *message.Message // without body, hash and recipients
 	owner   int64
 }
 
@@ -36,10 +36,13 @@ func scanRow(rows *sql.Rows) (row, error) {
 	r := row{message: &message.Message{}}
 	m := r.message
 	var dueAt, acceptedAt, expiresAt, flags int64
-	var refused string
+	var refused, attrs string
 	err := rows.Scan((*int64)(&m.ID), &r.N, &r.Address, &r.Lane, &r.Need, (*int)(&r.State), &dueAt, &r.Attempts, &r.MaybeSent, &r.Copies, &r.owner,
 		&refused, &r.LastUpstream, &r.LastReply,
-		&m.Stream, &m.Client, &m.MailFrom, &m.HeaderFrom, &m.Size, &flags, &acceptedAt, &expiresAt)
+		&m.Stream, &m.Client, &m.MailFrom, &m.HeaderFrom, &m.Size, &flags, &acceptedAt, &expiresAt, &attrs)
+	if err == nil {
+		m.Attrs, err = decodeAttrs(attrs)
+	}
 	r.DueAt, m.AcceptedAt, m.ExpiresAt = at(dueAt), at(acceptedAt), at(expiresAt)
 	r.Refused = splitNames(refused)
 	m.SMTPUTF8 = flags&flagSMTPUTF8 != 0

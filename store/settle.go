@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"slices"
 	"time"
 
@@ -13,27 +14,42 @@ import (
 // Settle applies all of s or none in the next flush and returns when that is durable. A row that is not ours under its
 // epoch is left alone, gets no event and comes back as lost; so does one that an earlier Settle of the same, whose
 // commit failed, has ended after all: trying again is safe. When ctx ends first, the settlements are applied all the
-// same.
+// same. A Notification that settlements share is queued once, if any of them is applied.
 func (s *Store) Settle(ctx context.Context, list []message.Settlement) (lost []message.RecipientID, err error) {
 	var found []message.RecipientID
 	list = slices.Clone(list) // the caller may leave before it is used
-	err = s.writer.do(ctx, settlement, len(list), func(t *tx) error {
-		found = nil
-		for i := range list {
-			ours, err := t.settle(&list[i])
-			if err != nil {
-				return err
-			}
-			if !ours {
-				found = append(found, list[i].ID())
-			}
-		}
-		return nil
+	err = s.writer.do(ctx, settlement, len(list), func(t *tx) (err error) {
+		found, err = t.settleAll(list)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return found, nil
+}
+
+// settleAll applies settlements, queues their notifications, and returns the rows that were not ours.
+func (t *tx) settleAll(list []message.Settlement) (lost []message.RecipientID, err error) {
+	var queued *message.Message
+	for i := range list {
+		s := &list[i]
+		ours, err := t.settle(s)
+		if err != nil {
+			return nil, err
+		}
+		if !ours {
+			lost = append(lost, s.ID())
+			continue
+		}
+		if s.Notification == nil || s.Notification == queued {
+			continue
+		}
+		if err := t.put(s.Notification, false); err != nil {
+			return nil, fmt.Errorf("store notification %v: %w", s.Notification.ID, err)
+		}
+		queued = s.Notification
+	}
+	return lost, nil
 }
 
 // settle applies one settlement, and reports whether the row was ours.
@@ -70,6 +86,9 @@ func settlementEvent(s *message.Settlement, now time.Time) event.Event {
 		e.Data.DueAt = at(ms(s.Recipient.DueAt))
 	}
 	e.Data.Alarm, e.Data.Text = s.Alarm != "", s.Alarm
+	if s.Notification != nil {
+		e.Data.Text = toldBy(s.Alarm, s.Notification)
+	}
 	if a := s.Attempt; a != nil {
 		v := a.Verdict
 		e.Upstream = a.Upstream
@@ -84,6 +103,15 @@ func settlementEvent(s *message.Settlement, now time.Time) event.Event {
 		e.Data.Class = message.Unknown
 	}
 	return e
+}
+
+// toldBy adds to an event's text which message tells the sender of it.
+func toldBy(text string, notification *message.Message) string {
+	told := "the sender is told by message " + notification.ID.String()
+	if text == "" {
+		return told
+	}
+	return text + "; " + told
 }
 
 func settlementKind(s *message.Settlement) event.Kind {

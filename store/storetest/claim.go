@@ -136,10 +136,10 @@ func testExpire(t *testing.T, r *rig) {
 	held.Recipients[0].State = message.Held
 	r.put(t, false, waiting, held, living)
 	r.put(t, true, flying)
-	if n, err := r.Expire(t.Context(), 2); n != 2 || err != nil {
+	if n, err := r.Expire(t.Context(), 2, nil); n != 2 || err != nil {
 		t.Errorf("expired %d, err %v, want 2 at most", n, err)
 	}
-	if n, err := r.Expire(t.Context(), 100); n != 1 || err != nil {
+	if n, err := r.Expire(t.Context(), 100, nil); n != 1 || err != nil {
 		t.Errorf("expired %d, err %v, want the third", n, err)
 	}
 	r.wantState(t, waiting.ID)
@@ -162,7 +162,7 @@ func testExpireUnconfirmed(t *testing.T, r *rig) {
 		m.ExpiresAt = time.Now().Add(-time.Second)
 		change(&m.Recipients[0])
 		r.put(t, false, m)
-		if n, err := r.Expire(t.Context(), 10); n != 1 || err != nil {
+		if n, err := r.Expire(t.Context(), 10, nil); n != 1 || err != nil {
 			t.Errorf("%s: expired %d, err %v", name, n, err)
 		}
 		r.wantKinds(t, m.ID, event.Accepted, event.Unconfirmed)

@@ -26,7 +26,7 @@ type Store interface {
 	Needs(ctx context.Context, lane string) ([]string, error)
 	NextDue(ctx context.Context, lane string, can []string) (time.Time, bool, error)
 	NextExpiry(ctx context.Context) (time.Time, bool, error)
-	Expire(ctx context.Context, max int) (n int, err error)
+	Expire(ctx context.Context, max int, notify func(failed []message.Settlement) *message.Message) (n int, err error)
 	NewID() message.ID
 	Wake(lane string) <-chan struct{}
 	Lease() (epoch int64, valid func(margin time.Duration) bool)
@@ -84,18 +84,30 @@ func Run(t *testing.T, e Engine) {
 		"hold, release, retry and drop":                          testOperator,
 		"changes leave rows in flight alone and count them":      testOperatorInFlight,
 		"changes go on over many pages, up to their limit":       testOperatorMany,
-		"filters choose":                                         testFilters,
-		"paging cuts no message in two":                          testPaging,
-		"a stream's hold outlives a restart":                     testHoldStream,
-		"lanes are counted":                                      testLanes,
-		"events have no gaps and are emitted in order":           testEventOrder,
-		"recorded events are kept":                               testRecord,
-		"ids only grow, over restarts and with the clock behind": testIDs,
-		"wakes are kept until somebody looks":                    testWake,
-		"the lease ends with the store":                          testLease,
-		"many at once":                                           testConcurrency,
-		"what was queued is written at close":                    testCloseFlushes,
-		"a closed store refuses":                                 testClosed,
+		"filters choose":                                               testFilters,
+		"paging cuts no message in two":                                testPaging,
+		"a stream's hold outlives a restart":                           testHoldStream,
+		"a newer message supersedes what waits under its key":          testSupersede,
+		"keys outlive a restart":                                       testSupersedeRestart,
+		"supersede spares other keys, newer ones, held, in flight":     testSupersedeSpares,
+		"of a message only the recipients that wait are superseded":    testSupersedePart,
+		"messages of one put supersede each other":                     testSupersedeWithin,
+		"a put that fails supersedes nothing":                          testSupersedeAllOrNone,
+		"superseding and claiming at once, each ends once":             testSupersedeConcurrency,
+		"a settlement queues its notification, shared or not, once":    testNotification,
+		"a lost settlement queues no notification":                     testNotificationLost,
+		"a settlement fails with its notification":                     testNotificationAllOrNone,
+		"expiry queues a notification for each message that wants one": testExpireNotification,
+		"large messages expire in small turns":                         testExpireNotificationLarge,
+		"lanes are counted":                                            testLanes,
+		"events have no gaps and are emitted in order":                 testEventOrder,
+		"recorded events are kept":                                     testRecord,
+		"ids only grow, over restarts and with the clock behind":       testIDs,
+		"wakes are kept until somebody looks":                          testWake,
+		"the lease ends with the store":                                testLease,
+		"many at once":                                                 testConcurrency,
+		"what was queued is written at close":                          testCloseFlushes,
+		"a closed store refuses":                                       testClosed,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
