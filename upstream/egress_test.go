@@ -189,39 +189,37 @@ func TestAConnectionFromAnotherAddressIsClosedUnused(t *testing.T) {
 	}
 }
 
-// silent returns a port of 127.0.0.9 that lets no connection through and refuses none: its queue is full.
-func silent(t *testing.T) int {
+// silent makes port of 127.0.0.9 let no connection through and refuse none: its queue is full.
+func silent(t *testing.T, port int) {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { syscall.Close(fd) })
-	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 9}}); err != nil {
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 9}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := syscall.Listen(fd, 0); err != nil {
 		t.Fatal(err)
 	}
-	name, err := syscall.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := name.(*syscall.SockaddrInet4).Port
 	for range 3 {
 		conn, err := net.DialTimeout("tcp", "127.0.0.9:"+strconv.Itoa(port), 100*time.Millisecond)
 		if err != nil {
-			return port
+			return
 		}
 		t.Cleanup(func() { conn.Close() })
 	}
 	t.Fatal("the queue of the listener does not fill")
-	return 0
 }
 
 func TestAnAddressThatSaysNothingLeavesTimeForTheNext(t *testing.T) {
-	port := silent(t)
-	listener(t, "127.0.0.1:"+strconv.Itoa(port))
+	free, _, _ := listener(t, "127.0.0.1:0")
+	port, err := strconv.Atoi(free)
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent(t, port)
 	e := pinned("127.0.0.3", "")
 	e.resolver = addrs("127.0.0.9", "127.0.0.1")
 	ctx, cancel := context.WithTimeout(t.Context(), 3*minDialTime)

@@ -137,6 +137,7 @@ func (c *smtpConn) learn(lines []string) {
 		EightBitMIME:  c.offers("8BITMIME"),
 		SMTPUTF8:      c.offers("SMTPUTF8"),
 		MaxRecipients: c.limit("RCPTMAX"),
+		Auth:          c.extensions["AUTH"],
 	}
 	if n, err := strconv.ParseInt(strings.TrimSpace(c.extensions["SIZE"]), 10, 64); err == nil && n > 0 {
 		c.caps.Size = n

@@ -27,8 +27,9 @@ type Traits struct {
 type Caps struct {
 	EightBitMIME  bool
 	SMTPUTF8      bool
-	Size          int64 // octets; 0 for no limit told
-	MaxRecipients int   // 0 for no limit told
+	Size          int64  // octets; 0 for no limit told
+	MaxRecipients int    // 0 for no limit told
+	Auth          string // the mechanisms it offers to log in by; "" for none
 }
 
 // Upstream is one account at a service.
