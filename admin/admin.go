@@ -8,6 +8,7 @@ import (
 	"context"
 	"time"
 
+	"gatepost/config"
 	"gatepost/event"
 	"gatepost/message"
 )
@@ -39,6 +40,8 @@ type Engine interface {
 	Submit(ctx context.Context, t TestMail) (message.ID, error)
 	// Captured returns what the capture upstreams keep, oldest first.
 	Captured() []Captured
+	// Reload makes the config file, read anew, what holds. After an error everything is as it was.
+	Reload(ctx context.Context) (Reloaded, error)
 }
 
 // Status is the daemon at a glance.
@@ -59,6 +62,7 @@ type Door struct {
 	Name     string `json:"name"`
 	Protocol string `json:"protocol"`
 	Address  string `json:"address"`
+	As       string `json:"configured_as"` // the address in the config: ":2525" where Address is "[::]:2525"
 }
 
 // Lane is how a lane stands, and what waits in it.
@@ -113,11 +117,47 @@ type Captured struct {
 	Wire   []byte     `json:"wire"` // as it would have left: base64 in JSON
 }
 
+// Reloaded tells what a reload changed.
+type Reloaded struct {
+	Listeners Changes           `json:"listeners"`
+	Clients   Changes           `json:"clients"`
+	Streams   Changes           `json:"streams"`
+	Egresses  Changes           `json:"egresses"`
+	Upstreams Changes           `json:"upstreams"`
+	Held      int               `json:"held"` // recipients that wait for a stream that is not in the config
+	Warnings  []*config.Problem `json:"warnings,omitempty"`
+}
+
+// Count returns how many sections changed in any way.
+func (r Reloaded) Count() (n int) {
+	for _, c := range []Changes{r.Listeners, r.Clients, r.Streams, r.Egresses, r.Upstreams} {
+		n += len(c.Added) + len(c.Removed) + len(c.Changed)
+	}
+	return n
+}
+
+// Changes names the sections of one kind that a reload changed, sorted.
+type Changes struct {
+	Added   []string `json:"added,omitempty"`
+	Removed []string `json:"removed,omitempty"`
+	Changed []string `json:"changed,omitempty"`
+}
+
 // Problem is an error as operators get it.
 type Problem struct {
-	Text string `json:"error"`
-	Hint string `json:"hint,omitempty"`
-	Code int    `json:"-"` // HTTP status
+	Text     string            `json:"error"`
+	Hint     string            `json:"hint,omitempty"`
+	Problems []*config.Problem `json:"problems,omitempty"` // what is wrong with the config, where that is it
+	Code     int               `json:"-"`                  // HTTP status
+}
+
+// Unwrap returns Problems, for config.Problems.
+func (p *Problem) Unwrap() []error {
+	var errs []error
+	for _, c := range p.Problems {
+		errs = append(errs, c)
+	}
+	return errs
 }
 
 func (p *Problem) Error() string { return p.Text }

@@ -69,6 +69,11 @@ type fakeEngine struct {
 	held   map[string]bool
 	events []event.Event
 	sent   TestMail
+	broken error // of Reload
+}
+
+func (e *fakeEngine) Reload(context.Context) (Reloaded, error) {
+	return Reloaded{Streams: Changes{Added: []string{"news"}, Changed: []string{"auth"}}, Held: 3}, e.broken
 }
 
 func (e *fakeEngine) Events(_ context.Context, id message.ID, address string, _ int) ([]event.Event, error) {

@@ -126,6 +126,11 @@ func (c *Client) Captured(ctx context.Context) (m []Captured, err error) {
 	return m, c.do(ctx, http.MethodGet, "/v1/captured", nil, nil, &m)
 }
 
+// Reload makes the daemon read its config anew. Problems of that are inside the error, for config.Problems.
+func (c *Client) Reload(ctx context.Context) (r Reloaded, err error) {
+	return r, c.do(ctx, http.MethodPost, "/v1/reload", nil, nil, &r)
+}
+
 // do sends one request and decodes its answer into out. Its errors are *Unreachable or *Problem.
 func (c *Client) do(ctx context.Context, method, path string, q url.Values, in, out any) error {
 	var body io.Reader

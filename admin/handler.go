@@ -39,6 +39,7 @@ type handler struct {
 //	GET  /v1/trace            Trace; msg_id or address
 //	GET  /v1/captured         []Captured
 //	POST /v1/test             TestMail → Queued
+//	POST /v1/reload           Reloaded
 //
 // Errors are a Problem with a status of 400 and above.
 func Handler(queue Queue, engine Engine, log *slog.Logger) http.Handler {
@@ -53,6 +54,7 @@ func Handler(queue Queue, engine Engine, log *slog.Logger) http.Handler {
 	mux.HandleFunc("GET /v1/trace", h.answer(h.trace))
 	mux.HandleFunc("GET /v1/captured", h.answer(h.captured))
 	mux.HandleFunc("POST /v1/test", h.answer(h.test))
+	mux.HandleFunc("POST /v1/reload", h.answer(func(r *http.Request) (any, error) { return h.engine.Reload(r.Context()) }))
 	mux.HandleFunc("/", h.answer(func(*http.Request) (any, error) {
 		return nil, &Problem{Text: "no such page or method", Hint: "the command line and the daemon may be of different versions", Code: http.StatusNotFound}
 	}))
@@ -93,7 +95,9 @@ func read(r *http.Request, v any) error {
 	return nil
 }
 
-func bad(text, hint string) *Problem { return &Problem{text, hint, http.StatusBadRequest} }
+func bad(text, hint string) *Problem {
+	return &Problem{Text: text, Hint: hint, Code: http.StatusBadRequest}
+}
 
 func (h *handler) health(r *http.Request) (any, error) {
 	s := h.engine.Status(r.Context())
@@ -151,7 +155,7 @@ func (h *handler) checkStream(ctx context.Context, name string, mustBeConfigured
 			return err
 		}
 	}
-	return &Problem{"there is no stream " + strconv.Quote(name), "gatepost status lists the streams", http.StatusNotFound}
+	return &Problem{Text: "there is no stream " + strconv.Quote(name), Hint: "gatepost status lists the streams", Code: http.StatusNotFound}
 }
 
 func (h *handler) list(r *http.Request) (any, error) {
@@ -214,8 +218,8 @@ func (h *handler) show(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if len(rows) == 0 {
-		return nil, &Problem{"message " + id.String() + " is not in the queue",
-			"gatepost trace " + id.String() + " tells what became of it", http.StatusNotFound}
+		return nil, &Problem{Text: "message " + id.String() + " is not in the queue",
+			Hint: "gatepost trace " + id.String() + " tells what became of it", Code: http.StatusNotFound}
 	}
 	return rows, nil
 }
@@ -235,7 +239,7 @@ func (h *handler) change(r *http.Request) (any, error) {
 	}
 	switch {
 	case do == nil:
-		return nil, &Problem{"the queue knows no such action", "retry, hold, release or drop", http.StatusNotFound}
+		return nil, &Problem{Text: "the queue knows no such action", Hint: "retry, hold, release or drop", Code: http.StatusNotFound}
 	case !c.All && len(f.IDs) == 0 && f.Stream == "" && f.Address == "" && f.State == nil:
 		return nil, bad("nothing was chosen", "name messages, a stream or an address, or say all")
 	case c.Whole:

@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 
 	"github.com/spf13/cobra"
 
+	"gatepost/admin"
 	"gatepost/config"
 	"gatepost/doctor"
 )
@@ -15,7 +17,7 @@ func (a *app) checkCmd() *cobra.Command {
 	var offline bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Check config, egress, DKIM keys and records, logins; sends nothing",
+		Short: "Check config, listeners, keys, DNS, logins; sends nothing",
 		Args:  takesNothing,
 	}
 	cmd.Flags().BoolVar(&offline, "offline", false, "leave out DNS and logins")
@@ -24,13 +26,29 @@ func (a *app) checkCmd() *cobra.Command {
 		if err != nil {
 			return a.checkFailed(err)
 		}
-		var resolver doctor.Resolver
+		o := doctor.Options{Ours: a.listening(ctx)}
 		if !offline {
-			resolver = net.DefaultResolver
+			o.Resolver = net.DefaultResolver
 		}
-		return a.printFindings(cfg, doctor.Run(ctx, cfg, resolver))
+		return a.printFindings(cfg, doctor.Run(ctx, cfg, o))
 	})
 	return cmd
+}
+
+// listening returns what tells whether the running daemon has a listener's address already, or nil where none runs that
+// lets us ask.
+func (a *app) listening(ctx context.Context) func(*config.Listen) bool {
+	client, err := a.client()
+	if err != nil {
+		return nil
+	}
+	s, err := client.Status(ctx)
+	if err != nil {
+		return nil
+	}
+	return func(l *config.Listen) bool {
+		return slices.ContainsFunc(s.Doors, func(d admin.Door) bool { return d.As == l.Address })
+	}
 }
 
 // checked is what check found, for programs.

@@ -8,7 +8,7 @@ import (
 )
 
 func (a *app) configCmd() *cobra.Command {
-	return group("config", "Look at the config", &cobra.Command{
+	return group("config", "Begin a config, look at it", a.configInitCmd(), &cobra.Command{
 		Use:   "show",
 		Short: "Print the config with all its defaults; secrets stay file names",
 		Args:  takesNothing,

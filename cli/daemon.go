@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"maps"
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,59 +31,68 @@ const (
 
 // daemon is gatepost, wired.
 type daemon struct {
-	cfg     *config.Config
-	log     *slog.Logger
-	started time.Time
-	store   *store.Store
-	relay   *relay.Relay
-	doors   []door
-	admin   net.Listener
-	hurry   context.Context // ends when nobody should wait for an upstream any more
-	hasten  context.CancelFunc
+	options
+	started     time.Time
+	store       *store.Store
+	relay       *relay.Relay
+	budget      *ingress.Budget
+	connections *ingress.Connections
+	now         atomic.Pointer[setup]
+	admin       net.Listener
+	hurry       context.Context // ends when nobody should wait for an upstream any more
+	hasten      context.CancelFunc
+
+	reloading sync.Mutex
+	serveNew  func(door) // while gatepost serves: begins to serve a door that a reload has made
 }
 
-// door is a listener that is bound.
-type door struct {
-	name string
-	ln   net.Listener
-	smtp *ingress.SMTP
+// options is what a daemon is made with.
+type options struct {
+	log  *logging
+	sink event.Sink // is told events once they are durable
+	bind binder
+}
+
+// setup is what a reload replaces, never changed in place.
+type setup struct {
+	cfg   *config.Config
+	doors []door // by name
 }
 
 // binder binds the address of a listener; ingress.Listen, but in the demo.
 type binder func(ctx context.Context, l *config.Listen) (net.Listener, error)
 
+// cfg returns the config that holds now.
+func (d *daemon) cfg() *config.Config { return d.now.Load().cfg }
+
 // open does all that can fail: it takes the state directory, makes the relay and binds every listener. Nothing is
-// accepted yet. Events go to sink once they are durable.
-func open(ctx context.Context, cfg *config.Config, log *slog.Logger, sink event.Sink, bind binder) (*daemon, error) {
-	d := &daemon{cfg: cfg, log: log, started: time.Now()}
+// accepted yet.
+func open(ctx context.Context, cfg *config.Config, o options) (*daemon, error) {
+	d := &daemon{options: o, started: time.Now()}
+	d.now.Store(&setup{cfg: cfg})
 	d.hurry, d.hasten = context.WithCancel(context.WithoutCancel(ctx))
-	if err := d.open(ctx, sink, bind); err != nil {
+	if err := d.open(ctx, cfg); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
 }
 
-func (d *daemon) open(ctx context.Context, sink event.Sink, bind binder) (err error) {
-	d.store, err = store.Open(ctx, store.Options{Dir: d.cfg.StateDir, Sink: sink, Log: d.log,
-		Addresses: historyAddresses(d.cfg), Keep: d.cfg.History.Keep})
+func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
+	d.store, err = store.Open(ctx, store.Options{Dir: cfg.StateDir, Sink: d.sink, Log: d.log.Logger,
+		Addresses: d.historyAddresses, Keep: cfg.History.Keep})
 	if err != nil {
 		return err
 	}
-	if d.relay, err = relay.New(relay.Options{Config: d.cfg, Spool: d.store, Log: d.log}); err != nil {
+	if d.relay, err = relay.New(relay.Options{Config: cfg, Spool: d.store, Log: d.log.Logger}); err != nil {
 		return err
 	}
-	budget := ingress.NewBudget(d.cfg.Limits.BytesInFlight)
-	for _, name := range slices.Sorted(maps.Keys(d.cfg.Listen)) {
-		l := d.cfg.Listen[name]
-		ln, err := bind(ctx, l)
-		if err != nil {
-			return err
-		}
-		smtp := ingress.NewSMTP(ingress.SMTPOptions{Listen: l, Hostname: d.cfg.Hostname, Acceptor: acceptor{d.relay, d.hurry}, Budget: budget,
-			Reserve: sendsAuth(d.cfg), Log: d.log, Timeouts: ingress.Timeouts{Drain: drainDoors, Answer: drainAnswer}})
-		d.doors = append(d.doors, door{name, ln, smtp})
+	d.budget, d.connections = ingress.NewBudget(cfg.Limits.BytesInFlight), ingress.NewConnections(d.maxConnections)
+	doors, err := d.openDoors(ctx, cfg, nil)
+	if err != nil {
+		return err
 	}
-	d.admin, err = admin.Listen(d.cfg.StateDir) // the store holds the directory's lock
+	d.now.Store(&setup{cfg, doors})
+	d.admin, err = admin.Listen(cfg.StateDir) // the store holds the directory's lock
 	return err
 }
 
@@ -103,29 +111,35 @@ func (a acceptor) Accept(ctx context.Context, s []*message.Submission) ([]messag
 	return a.Relay.Accept(ctx, s)
 }
 
-// historyAddresses says how history keeps the addresses of a stream, as [history] addresses has it; nil leaves it to
-// the kind of mail.
-func historyAddresses(cfg *config.Config) func(string, message.Kind) string {
-	if cfg.History.Addresses == "" {
-		return nil
+// historyAddresses says how history keeps the addresses of a kind of mail.
+func (d *daemon) historyAddresses(_ string, kind message.Kind) string {
+	switch set := d.cfg().History.Addresses; {
+	case set != "":
+		return set
+	case kind == message.Marketing:
+		return "clear"
 	}
-	return func(string, message.Kind) string { return cfg.History.Addresses }
+	return "hmac"
 }
 
-// sendsAuth reports whether a client has a stream of auth mail.
-func sendsAuth(cfg *config.Config) func(client string) bool {
-	return func(client string) bool {
-		c := cfg.Client[client]
-		return c != nil && slices.ContainsFunc(c.Streams, func(s string) bool { return cfg.Stream[s].Kind == message.Auth })
+// sendsAuth reports whether client has a stream of auth mail.
+func (d *daemon) sendsAuth(client string) bool {
+	cfg := d.cfg()
+	c := cfg.Client[client]
+	return c != nil && slices.ContainsFunc(c.Streams, func(s string) bool { return cfg.Stream[s].Kind == message.Auth })
+}
+
+// maxConnections returns how many connections client may have at once; 0 for any number.
+func (d *daemon) maxConnections(client string) int {
+	if c := d.cfg().Client[client]; c != nil {
+		return c.MaxConnections
 	}
+	return 0
 }
 
 // close gives back what open took, for a daemon that never ran.
 func (d *daemon) close() error {
-	var errs []error
-	for _, door := range d.doors {
-		errs = append(errs, door.ln.Close())
-	}
+	errs := []error{closeDoors(d.now.Load().doors)}
 	if d.admin != nil {
 		errs = append(errs, d.admin.Close())
 	}
@@ -150,22 +164,30 @@ func (d *daemon) run(ctx context.Context, started func(), beside ...func(ctx con
 	defer d.hasten()
 
 	var doors sync.WaitGroup
-	for _, door := range d.doors {
+	serve := func(door door) {
+		serving := door.context(ctx)
 		doors.Add(1)
 		group.Go(func() error {
 			defer doors.Done()
-			return d.serveDoor(ctx, door)
+			return d.serveDoor(serving, door)
 		})
 	}
+	for _, door := range d.now.Load().doors {
+		serve(door)
+	}
+	d.allowReload(serve)
 	group.Go(func() error {
 		<-ctx.Done()
 		defer time.AfterFunc(hurryAfter, d.hasten).Stop()
+		d.allowReload(nil) // one that is under way comes to its end first
 		doors.Wait()
 		stopDelivering()
 		return nil
 	})
 	group.Go(func() error { return d.relay.Run(delivering) })
-	group.Go(func() error { return admin.Serve(ctx, d.admin, admin.Handler(d.store, engine{d}, d.log), d.log) })
+	group.Go(func() error {
+		return admin.Serve(ctx, d.admin, admin.Handler(d.store, engine{d}, d.log.Logger), d.log.Logger)
+	})
 	for _, f := range beside {
 		group.Go(func() error { return f(ctx) })
 	}
@@ -174,23 +196,13 @@ func (d *daemon) run(ctx context.Context, started func(), beside ...func(ctx con
 	return errors.Join(err, d.closeStore())
 }
 
-// serveDoor serves until ctx ends. Sessions that had to be cut off then are told to the log: they were promised nothing.
-func (d *daemon) serveDoor(ctx context.Context, door door) error {
-	err := door.smtp.Serve(ctx, door.ln)
-	if err != nil && ctx.Err() != nil {
-		d.log.LogAttrs(ctx, slog.LevelWarn, "listener stopped", slog.String("listener", door.name), slog.Any("err", err))
-		return nil
-	}
-	return err
-}
-
 // alive returns nil if lanes turn and the queue can be written.
 func (d *daemon) alive(ctx context.Context) error {
 	if err := d.relay.Alive(ctx); err != nil {
 		return err
 	}
 	if _, valid := d.store.Lease(); !valid(0) {
-		return fmt.Errorf("the queue in %s cannot be written", d.cfg.StateDir)
+		return fmt.Errorf("the queue in %s cannot be written", d.cfg().StateDir)
 	}
 	return nil
 }

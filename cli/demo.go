@@ -97,7 +97,7 @@ func (a *app) demo(ctx context.Context) error {
 	log := newLog(a.err, cfg.Log)
 	captured := make(captures, 100)
 	bind := func(context.Context, *config.Listen) (net.Listener, error) { return ln, nil }
-	d, err := open(ctx, cfg, log, captured, bind)
+	d, err := open(ctx, cfg, options{log, captured, bind})
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func (c captures) Emit(events []event.Event) {
 
 // showDemo sends the sample, shows what became of it, and then what else comes in, until ctx ends.
 func (a *app) showDemo(ctx context.Context, d *daemon, captured captures) error {
-	address := d.doors[0].ln.Addr().String()
+	address := d.now.Load().doors[0].address()
 	fmt.Fprintf(a.out, "gatepost listens for SMTP on %s and signs mail of %s.\n", address, demoDomain)
 	err := smtp.SendMail(address, nil, "no-reply@"+demoDomain, []string{"ann@example.org"}, []byte(demoMail))
 	if err != nil {
@@ -201,7 +201,7 @@ func (a *app) showSample(d *daemon, m admin.Captured) error {
 	for line := range strings.Lines(string(m.Wire)) {
 		fmt.Fprintf(a.out, "    %s\n", strings.TrimRight(line, "\r\n"))
 	}
-	records, err := recordsOf(d.cfg)
+	records, err := recordsOf(d.cfg())
 	if err != nil {
 		return err
 	}
@@ -233,7 +233,7 @@ and look at it from another terminal:
     %[5]s -c %[4]s status
 
 The demo goes on until Ctrl-C. Mail that comes in:
-`, host, port, demoDomain, d.cfg.File, self())
+`, host, port, demoDomain, d.cfg().File, self())
 }
 
 // self returns how this program can be called again: by its name where the shell finds it, else by its path.
@@ -251,7 +251,7 @@ func (a *app) showCaptured(d *daemon, m admin.Captured) {
 }
 
 func (a *app) signed(d *daemon, wire []byte) string {
-	records, err := recordsOf(d.cfg)
+	records, err := recordsOf(d.cfg())
 	if err != nil {
 		return err.Error()
 	}

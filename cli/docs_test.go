@@ -45,9 +45,71 @@ func TestTheReadmesConfigLoads(t *testing.T) {
 	}
 }
 
+// ofAllClients is what the pages about clients leave out.
+const ofAllClients = `
+[stream.auth]
+kind    = "auth"
+domains = ["auth.example.com"]
+route   = ["esp"]
+egress  = "any"
+dkim    = { selector = "gp1", key_file = "auth.pem" }
+[upstream.esp]
+type = "capture"
+`
+
+func TestTheConfigsOfTheClientPagesLoadWithoutWarnings(t *testing.T) {
+	pages, err := filepath.Glob("../docs/clients/*.md")
+	if err != nil || len(pages) != 9 {
+		t.Fatalf("pages about clients: %q, %v", pages, err)
+	}
+	dir := t.TempDir()
+	key, err := dkim.GenerateKey("ed25519", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dkim.WriteKey(filepath.Join(dir, "auth.pem"), key); err != nil {
+		t.Fatal(err)
+	}
+	writeCertificate(t, dir, "gw.example.com")
+	secret := regexp.MustCompile(`password_file = "(.*)"`)
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := strings.Split(string(text), "```toml\n")[1:]
+		if len(blocks) == 0 && filepath.Base(page) != "README.md" {
+			t.Errorf("%s shows no config", page)
+		}
+		for n, block := range blocks {
+			block, _, _ = strings.Cut(block, "```")
+			for _, m := range secret.FindAllStringSubmatch(block, -1) {
+				if err := os.WriteFile(filepath.Join(dir, m[1]), []byte("a long enough password\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			file := filepath.Join(dir, "gatepost.toml")
+			head := "hostname = \"gw.example.com\"\nstate_dir = \"state\"\n"
+			if err := os.WriteFile(file, []byte(head+block+ofAllClients), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cfg, err := config.Load(file)
+			if err != nil {
+				t.Errorf("%s, block %d: %v", page, n+1, err)
+			} else if len(cfg.Warnings) > 0 {
+				t.Errorf("%s, block %d has warnings: %v", page, n+1, cfg.Warnings)
+			}
+		}
+	}
+}
+
 func TestEveryFileThatTheDocsLinkToIsThere(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
-	for _, doc := range []string{"../README.md", "../CONTRIBUTING.md", "../docs/cli.md", "../docs/config.md", "../docs/operating.md", "../docs/architecture.md"} {
+	pages, err := filepath.Glob("../docs/clients/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, doc := range append(pages, "../README.md", "../CONTRIBUTING.md", "../docs/cli.md", "../docs/config.md", "../docs/operating.md", "../docs/architecture.md") {
 		text, err := os.ReadFile(doc)
 		if err != nil {
 			t.Fatal(err)

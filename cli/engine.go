@@ -38,9 +38,9 @@ func (e engine) Events(ctx context.Context, id message.ID, address string, limit
 func (e engine) Lanes() []message.LaneStatus { return e.relay.Status() }
 
 func (e engine) Status(ctx context.Context) admin.Status {
-	s := admin.Status{Version: buildInfo().Version, PID: os.Getpid(), Hostname: e.cfg.Hostname, StateDir: e.cfg.StateDir, StartedAt: e.started, Alive: true}
-	for _, d := range e.doors {
-		s.Doors = append(s.Doors, admin.Door{Name: d.name, Protocol: "smtp", Address: d.ln.Addr().String()})
+	s := admin.Status{Version: buildInfo().Version, PID: os.Getpid(), Hostname: e.cfg().Hostname, StateDir: e.cfg().StateDir, StartedAt: e.started, Alive: true}
+	for _, d := range e.now.Load().doors {
+		s.Doors = append(s.Doors, admin.Door{Name: d.listen.Name, Protocol: d.listen.Protocol, Address: d.address(), As: d.listen.Address})
 	}
 	ctx, cancel := context.WithTimeout(ctx, aliveWithin)
 	defer cancel()
@@ -59,6 +59,9 @@ func (e engine) Captured() []admin.Captured {
 	return all
 }
 
+// Reload implements admin.Engine.
+func (e engine) Reload(ctx context.Context) (admin.Reloaded, error) { return e.reload(ctx) }
+
 // Submit makes a test message and gives it to the relay in the name of a client that may send it.
 func (e engine) Submit(ctx context.Context, t admin.TestMail) (message.ID, error) {
 	to, err := message.ParseAddress(t.To)
@@ -74,12 +77,12 @@ func (e engine) Submit(ctx context.Context, t admin.TestMail) (message.ID, error
 		return 0, badTest("no client may send mail of stream "+stream.Name, "add the stream to a [client.NAME]")
 	}
 	from := cmp.Or(t.From, "no-reply@"+strings.TrimPrefix(stream.Domains[0], "*."))
-	raw, err := testMessage(from, to.String(), e.cfg.Hostname, stream.Name)
+	raw, err := testMessage(from, to.String(), e.cfg().Hostname, stream.Name)
 	if err != nil {
 		return 0, badTest(err.Error(), "")
 	}
 	sub := &message.Submission{Client: client, Listener: e.listenerOf(client), Remote: netip.MustParseAddrPort("127.0.0.1:0"),
-		Helo: e.cfg.Hostname, With: "HTTP", MailFrom: from, To: []message.Address{to}, SMTPUTF8: to.UTF8(), Raw: raw, StartedAt: time.Now()}
+		Helo: e.cfg().Hostname, With: "HTTP", MailFrom: from, To: []message.Address{to}, SMTPUTF8: to.UTF8(), Raw: raw, StartedAt: time.Now()}
 	receipts, err := e.relay.Accept(ctx, []*message.Submission{sub})
 	if err != nil {
 		return 0, refusedTest(reply.Of(err), to)
@@ -103,22 +106,22 @@ func badTest(text, hint string) error {
 
 // streamFor returns the stream that a test message asks for: by its name, by the domain of its sender, or the only one.
 func (e engine) streamFor(t admin.TestMail) (*config.Stream, error) {
-	names := slices.Sorted(maps.Keys(e.cfg.Stream))
+	names := slices.Sorted(maps.Keys(e.cfg().Stream))
 	hint := "the streams are " + strings.Join(names, ", ")
 	if t.Stream != "" {
-		if s := e.cfg.Stream[t.Stream]; s != nil {
+		if s := e.cfg().Stream[t.Stream]; s != nil {
 			return s, nil
 		}
 		return nil, badTest(fmt.Sprintf("there is no stream %q", t.Stream), hint)
 	}
 	if len(names) == 1 {
-		return e.cfg.Stream[names[0]], nil
+		return e.cfg().Stream[names[0]], nil
 	}
 	_, domain, _ := strings.Cut(strings.ToLower(t.From), "@")
 	for _, name := range names {
-		for _, d := range e.cfg.Stream[name].Domains {
+		for _, d := range e.cfg().Stream[name].Domains {
 			if parent, wild := strings.CutPrefix(d, "*"); d == domain || wild && strings.HasSuffix(domain, parent) {
-				return e.cfg.Stream[name], nil
+				return e.cfg().Stream[name], nil
 			}
 		}
 	}
@@ -127,8 +130,8 @@ func (e engine) streamFor(t admin.TestMail) (*config.Stream, error) {
 
 // clientOf returns a client that may send mail of stream, or "".
 func (e engine) clientOf(stream string) string {
-	for _, name := range slices.Sorted(maps.Keys(e.cfg.Client)) {
-		if slices.Contains(e.cfg.Client[name].Streams, stream) {
+	for _, name := range slices.Sorted(maps.Keys(e.cfg().Client)) {
+		if slices.Contains(e.cfg().Client[name].Streams, stream) {
 			return name
 		}
 	}
@@ -137,8 +140,8 @@ func (e engine) clientOf(stream string) string {
 
 // listenerOf returns a listener that serves client, or "".
 func (e engine) listenerOf(client string) string {
-	for _, name := range slices.Sorted(maps.Keys(e.cfg.Listen)) {
-		if slices.Contains(e.cfg.Listen[name].Clients, client) {
+	for _, name := range slices.Sorted(maps.Keys(e.cfg().Listen)) {
+		if slices.Contains(e.cfg().Listen[name].Clients, client) {
 			return name
 		}
 	}

@@ -10,10 +10,7 @@ import (
 )
 
 // eventLog writes one line for each event. It implements event.Sink.
-type eventLog struct {
-	log       *slog.Logger
-	addresses string // "masked", "clear", or "" for clear on marketing only
-}
+type eventLog struct{ log *logging }
 
 // logLines is how each kind of event reads in the log, and how loud it is.
 var logLines = map[event.Kind]struct {
@@ -106,7 +103,7 @@ func (l *eventLog) attrs(e *event.Event) []slog.Attr {
 
 // address returns the recipient as the log may hold it. An event whose kind of mail is not known is masked.
 func (l *eventLog) address(e *event.Event) string {
-	if l.addresses == "clear" || l.addresses == "" && e.MailKind == message.Marketing {
+	if how := *l.log.addresses.Load(); how == "clear" || how == "" && e.MailKind == message.Marketing {
 		return e.Address
 	}
 	return message.MaskAddress(e.Address)

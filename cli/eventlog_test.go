@@ -3,10 +3,10 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
-	"log/slog"
 	"testing"
 	"time"
 
+	"gatepost/config"
 	"gatepost/event"
 	"gatepost/message"
 )
@@ -15,7 +15,7 @@ import (
 func logged(t *testing.T, addresses string, e event.Event) map[string]any {
 	t.Helper()
 	var b bytes.Buffer
-	l := &eventLog{slog.New(slog.NewJSONHandler(&b, nil)), addresses}
+	l := &eventLog{newLog(&b, config.Log{Format: "json", Addresses: addresses})}
 	l.Emit([]event.Event{e})
 	line := map[string]any{}
 	if err := json.Unmarshal(b.Bytes(), &line); err != nil {

@@ -2,9 +2,15 @@ package cli
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/smtp"
 	"os"
@@ -45,6 +51,7 @@ func (o *output) String() string {
 type gateway struct {
 	t       *testing.T
 	dir     string
+	file    string // the config
 	address string
 	auth    *upstreamtest.Host
 	news    *upstreamtest.Host
@@ -97,6 +104,7 @@ func newGateway(t *testing.T, more ...string) *gateway {
 	t.Parallel()
 	g := &gateway{t: t, dir: shortDir(t), address: freeAddress(t), log: &output{},
 		auth: upstreamtest.NewHost(t, upstreamtest.HostOptions{}), news: upstreamtest.NewHost(t, upstreamtest.HostOptions{})}
+	g.file = filepath.Join(g.dir, "gatepost.toml")
 	for _, name := range []string{"auth.pem", "marketing.pem"} {
 		key, err := dkim.GenerateKey("rsa", 2048)
 		if err != nil {
@@ -126,6 +134,37 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
+// writeCertificate writes fullchain.pem and privkey.pem for name into dir, signed by themselves, and returns a pool that
+// trusts them.
+func writeCertificate(t *testing.T, dir, name string) *x509.CertPool {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(90 * 24 * time.Hour), DNSNames: []string{name}}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{"fullchain.pem": {Type: "CERTIFICATE", Bytes: cert}, "privkey.pem": {Type: "PRIVATE KEY", Bytes: der}} {
+		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	parsed, err := x509.ParseCertificate(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(parsed)
+	return pool
+}
+
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -136,7 +175,17 @@ func freeAddress(t *testing.T) string {
 	return ln.Addr().String()
 }
 
-func (g *gateway) config() string { return filepath.Join(g.dir, "gatepost.toml") }
+func (g *gateway) config() string { return g.file }
+
+// text returns the config.
+func (g *gateway) text() string {
+	g.t.Helper()
+	b, err := os.ReadFile(g.config())
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return string(b)
+}
 
 func (g *gateway) write(config string) {
 	g.t.Helper()
@@ -148,14 +197,11 @@ func (g *gateway) write(config string) {
 // replace edits the config.
 func (g *gateway) replace(old, new string) {
 	g.t.Helper()
-	b, err := os.ReadFile(g.config())
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	if !bytes.Contains(b, []byte(old)) {
+	text := g.text()
+	if !strings.Contains(text, old) {
 		g.t.Fatalf("the config has no %q", old)
 	}
-	g.write(strings.ReplaceAll(string(b), old, new))
+	g.write(strings.ReplaceAll(text, old, new))
 }
 
 // start runs the daemon and waits until it is ready.

@@ -38,15 +38,16 @@ func (a *app) serve(ctx context.Context, cfg *config.Config) error {
 	ctx, stop := untilSignal(ctx)
 	defer stop()
 	signal.Ignore(syscall.SIGPIPE) // that the reader of the log has gone is no reason to stop
-	lines := newLogWriter(a.err, newLog(a.err, cfg.Log))
+	hup := hangups()
+	lines := newLogWriter(a.err, newLog(a.err, cfg.Log).Logger)
 	defer lines.close()
 	log := newLog(lines, cfg.Log)
-	d, err := open(ctx, cfg, log, &eventLog{log, cfg.Log.Addresses}, ingress.Listen)
+	d, err := open(ctx, cfg, options{log, &eventLog{log}, ingress.Listen})
 	if err != nil {
 		return err
 	}
 	d.warnOfEgress()
-	err = d.run(ctx, d.sayReady, d.watchdog, d.warnOfUpstreams, d.sayStopping)
+	err = d.run(ctx, d.sayReady, d.watchdog, d.warnOfUpstreams, d.sayStopping, d.reloadOn(hup))
 	if err == nil {
 		log.LogAttrs(ctx, slog.LevelInfo, "stopped")
 	}
@@ -62,10 +63,10 @@ func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
 
 func (d *daemon) sayReady() {
 	ctx := context.Background()
-	for _, door := range d.doors {
-		d.log.LogAttrs(ctx, slog.LevelInfo, "listening", slog.String("listener", door.name), slog.String("address", door.ln.Addr().String()))
+	for _, o := range d.now.Load().doors {
+		d.logDoor(o, "listening")
 	}
-	d.log.LogAttrs(ctx, slog.LevelInfo, "ready", slog.String("version", buildInfo().Version), slog.String("state_dir", d.cfg.StateDir),
+	d.log.LogAttrs(ctx, slog.LevelInfo, "ready", slog.String("version", buildInfo().Version), slog.String("state_dir", d.cfg().StateDir),
 		slog.Float64("took_ms", float64(time.Since(d.started).Microseconds())/1000))
 	d.notify(sd.SdNotifyReady)
 }
@@ -116,8 +117,8 @@ func (d *daemon) watchdog(ctx context.Context) error {
 // warnOfEgress says at once which source addresses are not on this host. gatepost starts all the same: the mail waits,
 // and leaves when the address is there.
 func (d *daemon) warnOfEgress() {
-	for _, name := range slices.Sorted(maps.Keys(d.cfg.Egress)) {
-		if err := upstream.NewEgress(d.cfg.Egress[name]).Check(); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(d.cfg().Egress)) {
+		if err := upstream.NewEgress(d.cfg().Egress[name]).Check(); err != nil {
 			d.log.LogAttrs(context.Background(), slog.LevelError, "egress cannot be used", slog.String("egress", name), slog.Any("err", err))
 		}
 	}
@@ -126,8 +127,8 @@ func (d *daemon) warnOfEgress() {
 // warnOfUpstreams logs in to every upstream once, so that a wrong password or address is in the log before the first
 // mail needs it.
 func (d *daemon) warnOfUpstreams(ctx context.Context) error {
-	for _, f := range doctor.Logins(ctx, d.cfg) {
-		if f.Level != doctor.OK && ctx.Err() == nil {
+	for _, f := range doctor.Logins(ctx, d.cfg()) {
+		if f.Level == doctor.Fail && ctx.Err() == nil {
 			d.log.LogAttrs(ctx, slog.LevelError, "upstream cannot be used", slog.String("upstream", f.Subject), slog.String("err", f.Text), slog.String("hint", f.Hint))
 		}
 	}

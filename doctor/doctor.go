@@ -1,6 +1,6 @@
-// Package doctor looks for what would keep mail from arriving, before it is sent: source addresses that are not on this
-// host, keys that do not load, DNS records that do not match them, upstreams that do not let us in. It sends no mail
-// and changes nothing.
+// Package doctor looks for what would keep mail from arriving, before it is sent: listeners that cannot have their
+// address, certificates that clients will not take, source addresses that are not on this host, keys that do not load,
+// DNS records that do not match them, upstreams that do not let us in. It sends no mail and changes nothing.
 package doctor
 
 import (
@@ -28,7 +28,7 @@ const (
 // Finding is the result of one check.
 type Finding struct {
 	Level   Level  `json:"level"`
-	Check   string `json:"check"`          // egress, dkim key, dkim record, upstream
+	Check   string `json:"check"`          // listener, certificate, client ca, password, egress, dkim key, dkim record, upstream
 	Subject string `json:"subject"`        // what was looked at: a name in the config or in DNS
 	Text    string `json:"text"`           // what was found
 	Hint    string `json:"hint,omitempty"` // what to do about it
@@ -44,16 +44,21 @@ const (
 	loginTime  = 15 * time.Second // for one upstream: connect, TLS, login
 )
 
-// Run makes all checks and returns what it found, in the order of the config's names. With a nil resolver it stays on
-// this host: no DNS, no logins.
-func Run(ctx context.Context, cfg *config.Config, resolver Resolver) []Finding {
-	found := slices.Concat(egresses(cfg), keys(cfg))
-	if resolver == nil {
+// Options says how far Run may go.
+type Options struct {
+	Resolver Resolver                    // nil: it stays on this host, without DNS and logins
+	Ours     func(l *config.Listen) bool // whether a running gatepost has the address of l; nil where none runs
+}
+
+// Run makes all checks and returns what it found, in the order of the config's names.
+func Run(ctx context.Context, cfg *config.Config, o Options) []Finding {
+	found := slices.Concat(listeners(cfg, o), passwords(cfg), egresses(cfg), keys(cfg))
+	if o.Resolver == nil {
 		return found
 	}
 	var records, logins []Finding
 	var wg sync.WaitGroup
-	wg.Go(func() { records = publishedRecords(ctx, cfg, resolver) })
+	wg.Go(func() { records = publishedRecords(ctx, cfg, o.Resolver) })
 	wg.Go(func() { logins = Logins(ctx, cfg) })
 	wg.Wait()
 	return slices.Concat(found, records, logins)

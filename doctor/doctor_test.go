@@ -32,8 +32,11 @@ func (z zone) LookupTXT(_ context.Context, name string) ([]string, error) {
 	return nil, &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}
 }
 
-// host is an SMTP host that greets everybody and lets nobody log in.
-func host(t *testing.T) (address string) {
+// host is an SMTP host that greets everybody, offers a login and lets nobody in by it.
+func host(t *testing.T) (address string) { return hostOffering(t, "AUTH PLAIN") }
+
+// hostOffering is an SMTP host whose EHLO reply ends with the line extension.
+func hostOffering(t *testing.T, extension string) (address string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -46,19 +49,19 @@ func host(t *testing.T) (address string) {
 			if err != nil {
 				return
 			}
-			go greet(c)
+			go greet(c, extension)
 		}
 	}()
 	return ln.Addr().String()
 }
 
-func greet(c net.Conn) {
+func greet(c net.Conn, extension string) {
 	defer c.Close()
 	fmt.Fprint(c, "220 host ESMTP\r\n")
 	for s := bufio.NewScanner(c); s.Scan(); {
 		switch verb, _, _ := strings.Cut(strings.ToUpper(s.Text()), " "); {
 		case verb == "EHLO":
-			fmt.Fprint(c, "250-host\r\n250 AUTH PLAIN\r\n")
+			fmt.Fprintf(c, "250-host\r\n250 %s\r\n", extension)
 		case verb == "AUTH":
 			fmt.Fprint(c, "535 5.7.8 no\x1b[2J such user\r\n")
 		case verb == "QUIT":
@@ -85,7 +88,7 @@ func load(t *testing.T, address, egress string, more ...string) (*config.Config,
 	text := fmt.Sprintf(`hostname = "gw.example.com"
 state_dir = "state"
 [listen.smtp]
-address = "127.0.0.1:2525"
+address = "127.0.0.1:0"
 clients = ["app"]
 [client.app]
 networks = ["127.0.0.0/8"]
@@ -137,10 +140,10 @@ func find(t *testing.T, found []Finding, check string) Finding {
 }
 
 func TestAHealthySetUpHasOnlyOKs(t *testing.T) {
-	cfg, record := load(t, host(t), "127.0.0.2")
-	found := Run(t.Context(), cfg, zone{txt: map[string][]string{record.Name: {"other text", record.Value}}})
-	if len(found) != 4 {
-		t.Errorf("%d findings, want one each for egress, key, record and upstream: %+v", len(found), found)
+	cfg, record := load(t, hostOffering(t, "8BITMIME"), "127.0.0.2")
+	found := Run(t.Context(), cfg, Options{Resolver: zone{txt: map[string][]string{record.Name: {"other text", record.Value}}}})
+	if len(found) != 5 {
+		t.Errorf("%d findings, want one each for listener, egress, key, record and upstream: %+v", len(found), found)
 	}
 	for _, f := range found {
 		if f.Level != OK {
@@ -151,7 +154,7 @@ func TestAHealthySetUpHasOnlyOKs(t *testing.T) {
 
 func TestAnEgressThatIsNotHereFailsAndIsNamed(t *testing.T) {
 	cfg, record := load(t, host(t), "192.0.2.1")
-	found := Run(t.Context(), cfg, zone{txt: map[string][]string{record.Name: {record.Value}}})
+	found := Run(t.Context(), cfg, Options{Resolver: zone{txt: map[string][]string{record.Name: {record.Value}}}})
 	if f := find(t, found, "egress"); f.Level != Fail || f.Subject != "out" || !strings.HasPrefix(f.Text, "192.0.2.1") || f.Hint == "" {
 		t.Errorf("egress 192.0.2.1: %+v", f)
 	}
@@ -162,7 +165,7 @@ func TestAnEgressThatIsNotHereFailsAndIsNamed(t *testing.T) {
 
 func TestOfflineNeitherLooksUpNorLogsIn(t *testing.T) {
 	cfg, _ := load(t, "127.0.0.1:1", "127.0.0.2")
-	for _, f := range Run(t.Context(), cfg, nil) {
+	for _, f := range Run(t.Context(), cfg, Options{}) {
 		if f.Level != OK || f.Check == "upstream" || f.Check == "dkim record" {
 			t.Errorf("offline found %+v", f)
 		}
@@ -210,7 +213,7 @@ func TestAKeyThatDoesNotLoadFails(t *testing.T) {
 	if err := os.WriteFile(cfg.Stream["auth"].DKIM[0].KeyFile, []byte("not a key"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if f := find(t, Run(t.Context(), cfg, nil), "dkim key"); f.Level != Fail || f.Hint == "" {
+	if f := find(t, Run(t.Context(), cfg, Options{}), "dkim key"); f.Level != Fail || f.Hint == "" {
 		t.Errorf("%+v, want FAIL with a hint", f)
 	}
 }
@@ -233,5 +236,24 @@ func TestAClosedPortFailsWithWhatToCheck(t *testing.T) {
 	f := find(t, Logins(t.Context(), cfg), "upstream")
 	if f.Level != Fail || !strings.Contains(f.Text, ln.Addr().String()) || !strings.Contains(f.Hint, "address and tls") {
 		t.Errorf("%+v, want FAIL that names the address", f)
+	}
+}
+
+func TestALoginThatIsOfferedAndNotUsedIsWarnedOf(t *testing.T) {
+	cfg, _ := load(t, host(t), "127.0.0.2")
+	f := find(t, Logins(t.Context(), cfg), "upstream")
+	if f.Level != Warn || !strings.Contains(f.Text, "without a login") || !strings.Contains(f.Hint, "password_file") {
+		t.Errorf("%+v, want a warning that names what to set", f)
+	}
+}
+
+func TestTheUpstreamForBouncesIsTriedToo(t *testing.T) {
+	cfg, _ := load(t, hostOffering(t, "8BITMIME"), "127.0.0.2")
+	back := *cfg.Upstream["sink"]
+	back.Name, back.Address = "back", "127.0.0.1:1"
+	cfg.Upstream["back"], cfg.Stream["auth"].DSNUpstream = &back, "back"
+	found := Logins(t.Context(), cfg)
+	if len(found) != 2 || found[1].Subject != "back" || found[1].Level != Fail {
+		t.Errorf("%+v, want that upstream back fails", found)
 	}
 }

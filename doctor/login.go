@@ -31,7 +31,7 @@ func waysOf(cfg *config.Config) []way {
 	var ways []way
 	for _, name := range slices.Sorted(maps.Keys(cfg.Stream)) {
 		s := cfg.Stream[name]
-		for _, up := range s.Route {
+		for _, up := range outOf(s) {
 			w := way{cfg.Upstream[up], config.EgressOf(s, cfg.Upstream[up]), upstream.LaneKind{Lane: name, Kind: s.Kind}}
 			if !slices.ContainsFunc(ways, func(o way) bool { return o.upstream == w.upstream && o.egress == w.egress }) {
 				ways = append(ways, w)
@@ -41,29 +41,44 @@ func waysOf(cfg *config.Config) []way {
 	return ways
 }
 
+// outOf returns the upstreams that mail of s may leave by: its route, and the one for bounces.
+func outOf(s *config.Stream) []string {
+	if s.DSNUpstream == "" || slices.Contains(s.Route, s.DSNUpstream) {
+		return s.Route
+	}
+	return append(slices.Clone(s.Route), s.DSNUpstream)
+}
+
 func login(ctx context.Context, cfg *config.Config, w way) Finding {
 	f := Finding{Level: OK, Check: "upstream", Subject: w.upstream.Name, Text: "it let us in from egress " + w.egress}
 	ctx, cancel := context.WithTimeout(ctx, loginTime)
 	defer cancel()
-	if err := reach(ctx, cfg, w); err != nil {
+	caps, err := reach(ctx, cfg, w)
+	switch {
+	case err != nil:
 		f.Level, f.Text, f.Hint = Fail, "from egress "+w.egress+": "+strings.TrimPrefix(printable(err), "egress "+w.egress+": "), advice(cfg, w, err)
+	case caps.Auth != "" && w.upstream.Username == "":
+		f.Level, f.Text = Warn, "it let us in from egress "+w.egress+" without a login, but offers one: it may refuse mail"
+		f.Hint = "set username and password_file of [upstream." + w.upstream.Name + "], unless the host knows us by address"
 	}
 	return f
 }
 
-// reach makes a connection that could send mail, and gives it back unused.
-func reach(ctx context.Context, cfg *config.Config, w way) error {
+// reach makes a connection that could send mail, and gives it back unused. It returns what the host offers.
+func reach(ctx context.Context, cfg *config.Config, w way) (upstream.Caps, error) {
 	u, err := upstream.New(w.upstream, cfg.Hostname, upstream.NewEgress(cfg.Egress[w.egress]), []upstream.LaneKind{w.lane})
 	if err != nil {
-		return err
+		return upstream.Caps{}, err
 	}
+	var caps upstream.Caps
 	slot, err := u.Reserve(ctx, w.lane.Lane)
 	if err == nil {
+		caps = slot.Caps()
 		slot.Release()
 	}
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	return errors.Join(err, u.Close(closing))
+	return caps, errors.Join(err, u.Close(closing))
 }
 
 // printable returns what an upstream said, or what went wrong before it could, without what a terminal would obey. No

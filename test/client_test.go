@@ -21,14 +21,28 @@ type client struct {
 
 // dial connects from the address local, reads the banner and says EHLO.
 func dial(addr, local string) (*client, error) {
+	conn, err := connect(addr, local)
+	if err != nil {
+		return nil, err
+	}
+	return greet(conn)
+}
+
+func connect(addr, local string) (net.Conn, error) {
 	d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
 	conn, err := d.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
 	conn.SetDeadline(time.Now().Add(time.Minute))
+	return conn, nil
+}
+
+// greet reads the banner and says EHLO.
+func greet(conn net.Conn) (*client, error) {
 	c := &client{conn, textproto.NewConn(conn)}
-	if _, err = c.expect(220); err == nil {
+	_, err := c.expect(220)
+	if err == nil {
 		_, err = c.command(250, "EHLO test.example.com")
 	}
 	if err != nil {
@@ -141,7 +155,6 @@ func (s stream) mustPost(t *testing.T, addr, id, code string, fields ...string) 
 
 // load is mail from many sessions at once, until it is stopped. Sessions that break are begun anew.
 type load struct {
-	addr string
 	end  chan struct{}
 	wg   sync.WaitGroup
 	last atomic.Int64
@@ -150,21 +163,31 @@ type load struct {
 	taken   map[string]string // ids of the test, answered 250: ids of gatepost
 	refused map[string]string // ids of the test, answered otherwise: the reply
 	silent  int               // sessions that ended without a word, not while connecting
+	missed  []error           // tries to connect, and to log in, that failed
+}
+
+func newLoad() *load {
+	return &load{end: make(chan struct{}), taken: make(map[string]string), refused: make(map[string]string)}
 }
 
 // startLoad starts sessions of each stream.
 func startLoad(addr string, sessions int, streams ...stream) *load {
-	l := &load{addr: addr, end: make(chan struct{}), taken: make(map[string]string), refused: make(map[string]string)}
+	l := newLoad()
 	for _, s := range streams {
-		for range sessions {
-			l.wg.Go(func() {
-				for !l.ended() {
-					l.session(s)
-				}
-			})
-		}
+		l.add(sessions, s, func() (*client, error) { return dial(addr, s.client) })
 	}
 	return l
+}
+
+// add starts sessions of s that begin with enter.
+func (l *load) add(sessions int, s stream, enter func() (*client, error)) {
+	for range sessions {
+		l.wg.Go(func() {
+			for !l.ended() {
+				l.session(s, enter)
+			}
+		})
+	}
 }
 
 func (l *load) ended() bool {
@@ -177,9 +200,12 @@ func (l *load) ended() bool {
 }
 
 // session sends a few mails over one connection.
-func (l *load) session(s stream) {
-	c, err := dial(l.addr, s.client)
+func (l *load) session(s stream, enter func() (*client, error)) {
+	c, err := enter()
 	if err != nil {
+		l.mu.Lock()
+		l.missed = append(l.missed, err)
+		l.mu.Unlock()
 		time.Sleep(5 * time.Millisecond) // gatepost is not there just now
 		return
 	}

@@ -19,6 +19,8 @@ var (
 	raced string // the program with the race detector, which is what serves
 	plain string // the program as it ships
 	chaos = os.Getenv("GATEPOST_CHAOS") != ""
+
+	workDir string // for what is built once for all tests
 )
 
 func TestMain(m *testing.M) {
@@ -32,6 +34,7 @@ func buildAndRun(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	workDir = dir
 	raced, plain = filepath.Join(dir, "gatepost-race"), filepath.Join(dir, "gatepost")
 	var wg sync.WaitGroup
 	var errs [2]error

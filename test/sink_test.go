@@ -46,12 +46,14 @@ type sink struct {
 
 	mu       sync.Mutex
 	server   *smtp.Server
+	ln       net.Listener
 	done     chan struct{} // closed when server has ended
 	peers    []*connection
 	arrivals []arrival
 	tls      *tls.Config           // for STARTTLS; nil where it is not offered
 	password string                // the one that is good; "" where none is asked for
 	answer   func(a arrival) error // nil accepts; runs after the mail is kept
+	careless bool                  // throws mail away
 }
 
 // newSink starts a sink on a port of its own.
@@ -87,15 +89,16 @@ func (s *sink) start() {
 	}()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.server, s.done = server, done
+	s.server, s.ln, s.done = server, ln, done
 }
 
 // stop ends the sink as an outage does: connections break, new ones are refused.
 func (s *sink) stop() {
 	s.mu.Lock()
-	server, done := s.server, s.done
+	server, ln, done := s.server, s.ln, s.done
 	s.mu.Unlock()
 	server.Close() // fails where it is closed already
+	ln.Close()     // which a server that has not come to serve it yet does not know
 	<-done
 }
 
@@ -104,6 +107,19 @@ func (s *sink) setAnswer(f func(a arrival) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answer = f
+}
+
+// forget makes the sink throw away what it accepts.
+func (s *sink) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.careless = true
+}
+
+func (s *sink) forgets() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.careless
 }
 
 // useTLS makes the sink offer STARTTLS with a certificate for 127.0.0.1, and returns it in PEM.
@@ -238,6 +254,10 @@ func (s *sinkSession) Rcpt(to string, _ *smtp.RcptOptions) error {
 }
 
 func (s *sinkSession) Data(r io.Reader) error {
+	if s.sink.forgets() {
+		_, err := io.Copy(io.Discard, r)
+		return err
+	}
 	raw, err := io.ReadAll(r)
 	if err != nil {
 		return err

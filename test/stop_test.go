@@ -7,10 +7,12 @@ import (
 )
 
 func TestStoppedUnderLoadLosesNothingDuplicatesNothingAndAnswersEverySession(t *testing.T) {
-	s := newSite(t)
+	s := newDoors(t)
 	s.auth.setAnswer(func(arrival) error { time.Sleep(3 * time.Millisecond); return nil })
 	s.start()
 	l := startLoad(s.listen, 8, authStream, bulkStream)
+	l.add(4, authStream, func() (*client, error) { return s.dialLogin(s.starttls, authClient, webLogin) })
+	l.add(4, bulkStream, func() (*client, error) { return s.dialLogin(s.implicit, bulkClient, lettersLogin) })
 	var longest time.Duration
 	for range rounds(3, 20) {
 		l.waitMore(t, 50)
@@ -24,13 +26,7 @@ func TestStoppedUnderLoadLosesNothingDuplicatesNothingAndAnswersEverySession(t *
 	if longest > 10*time.Second {
 		t.Errorf("stopping took %v, want 10 s at most", longest)
 	}
-	for _, far := range []*sink{s.auth, s.bulk} {
-		for id, all := range far.copies() {
-			if len(all) > 1 {
-				t.Errorf("mail %s arrived %d times", id, len(all))
-			}
-		}
-	}
+	s.wantOneCopyEach(t)
 	if l.silent > 0 {
 		t.Errorf("%d sessions ended without a reply", l.silent)
 	}

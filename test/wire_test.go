@@ -178,7 +178,7 @@ func curl(t *testing.T, s stream, addr string) error {
 
 func smtplib(t *testing.T, s stream, addr string) error {
 	host, port := hostPort(t, addr)
-	_, err := peer(t, bare(s), python, "peers/smtplib_send.py", host, strconv.Itoa(port), s.sender(), "user@example.net")
+	_, err := peer(t, bare(s), python, "peers/smtplib_send.py", jsonArg(t, object{"host": host, "port": port, "from": s.sender(), "to": "user@example.net"}))
 	return err
 }
 
