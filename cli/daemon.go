@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -78,6 +80,9 @@ func open(ctx context.Context, cfg *config.Config, o options) (*daemon, error) {
 }
 
 func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(cfg.Limits.Memory / 2) // big mails leave much to collect, and it should not pile up
+	}
 	d.store, err = store.Open(ctx, store.Options{Dir: cfg.StateDir, Sink: d.sink, Log: d.log.Logger,
 		Addresses: d.historyAddresses, Keep: cfg.History.Keep})
 	if err != nil {

@@ -130,7 +130,7 @@ var badLogins = map[string]badConfig{
 	"sizes of a client that memory does not allow": {
 		[]edit{{logtoNetworks, logtoNetworks + "max_size = \"97MB\"\nmax_connections = 0\n"}},
 		[]string{
-			"8: client.logto.max_size: 97MB is more than three quarters of limits.bytes_in_flight (128MB): such a mail could never be taken",
+			"8: client.logto.max_size: 97MB is more than three eighths of limits.bytes_in_flight (128MB): such a mail could never be taken",
 			"9: client.logto.max_connections: 0 is not from 1 to 1000000",
 		},
 	},

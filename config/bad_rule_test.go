@@ -99,7 +99,7 @@ var badRules = map[string]badConfig{
 	},
 	"sizes of a stream that memory does not allow": {
 		[]edit{{`kind    = "auth"`, "kind = \"auth\"\nmax_size = \"1GB\""}},
-		[]string{"14: stream.auth.max_size: 1GB is more than three quarters of limits.bytes_in_flight (128MB): such a mail could never be taken"},
+		[]string{"14: stream.auth.max_size: 1GB is more than three eighths of limits.bytes_in_flight (128MB): such a mail could never be taken"},
 	},
 }
 

@@ -255,7 +255,7 @@ var badDoors = map[string]badConfig{
 	"a mail larger than memory allows": {
 		[]edit{{"[listen.smtp]\n", "[listen.smtp]\nmax_size = \"1GB\"\n"}},
 		[]string{
-			"4: listen.smtp.max_size: 1GB is more than three quarters of limits.bytes_in_flight (128MB): such a mail could never be taken",
+			"4: listen.smtp.max_size: 1GB is more than three eighths of limits.bytes_in_flight (128MB): such a mail could never be taken",
 		},
 	},
 	"counts out of range": {

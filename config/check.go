@@ -117,11 +117,12 @@ func (l *loader) checkDSN(s *Stream) {
 	}
 }
 
-// checkSize refuses a size that marketing mail, which has three quarters of the memory for mail, could never fill.
+// checkSize refuses a size that marketing mail could never fill: it has three quarters of the memory for mail, and a mail
+// is in memory twice for a moment.
 func (l *loader) checkSize(path string, size int64) {
-	if most := l.c.Limits.BytesInFlight / 4 * 3; size > most {
+	if most := l.c.Limits.BytesInFlight / 8 * 3; size > most {
 		l.bad(path, "raise bytes_in_flight under [limits], or lower max_size",
-			"%s is more than three quarters of limits.bytes_in_flight (%s): such a mail could never be taken",
+			"%s is more than three eighths of limits.bytes_in_flight (%s): such a mail could never be taken",
 			formatSize(size), formatSize(l.c.Limits.BytesInFlight))
 	}
 }

@@ -4,15 +4,15 @@ import "sync"
 
 // Budget bounds the octets of mail that doors hold in memory at once, over all sessions and listeners that share it.
 // A quarter is kept for those who may use the reserve, so that bulk mail cannot keep a sign-in code out. What is
-// counted is what was received and not yet answered; the copy made at the end of a message is not.
+// counted is what was received and not yet answered, and the copy made at the end of a message.
 type Budget struct {
 	mu   sync.Mutex
 	max  int64
 	used int64
 }
 
-// NewBudget returns a budget of max octets. A message that does not fit three quarters of it is never taken without the
-// reserve.
+// NewBudget returns a budget of max octets. A message that does not fit three quarters of it twice is never taken
+// without the reserve.
 func NewBudget(max int64) *Budget { return &Budget{max: max} }
 
 // Acquire takes n octets, or none and returns false where they are not there. With reserve it may use all of the

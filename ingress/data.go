@@ -146,13 +146,16 @@ func (in *intake) joined() message.Raw {
 	return raw
 }
 
-// raw returns the message and keeps only that in the budget.
-func (in *intake) raw() message.Raw {
+// raw returns the message in one piece, and keeps only that in the budget. While it is made both are in memory.
+func (in *intake) raw() (message.Raw, error) {
+	if in.take(in.size); in.refusal != nil {
+		return nil, in.refusal
+	}
 	raw := in.joined()
 	in.freeChunks()
 	in.budget.Release(in.held - in.size)
 	in.held = in.size
-	return raw
+	return raw, nil
 }
 
 func (in *intake) freeChunks() {

@@ -201,7 +201,7 @@ func (endless) Read(p []byte) (int, error) {
 func TestBytesInFlightAreBoundedAndAuthKeepsAReserve(t *testing.T) {
 	hold := make(chan struct{})
 	d := openTCP(t, func(o *SMTPOptions, f *fakeRelay) {
-		o.Budget = NewBudget(4 * 100 << 10)
+		o.Budget = NewBudget(8 * 100 << 10) // a message counts twice while it is copied
 		o.Reserve = func(client string) bool { return client == "logto" }
 		clients := make(chan string, 3)
 		for _, c := range []string{"news", "news", "logto"} {

@@ -26,6 +26,6 @@ type Acceptor interface {
 	// it may have in its stream; 0 means the listener's limit. header is nil at MAIL.
 	Limit(client string, header []byte) int64
 	// Accept takes all of s or none and answers as early as is honest (the stream's verdict setting). It returns a
-	// receipt for each, or an error for reply.Of. ctx ending does not undo what has begun.
+	// receipt for each, or an error for reply.Of. ctx ending does not undo what has begun. Raw of s is the Acceptor's.
 	Accept(ctx context.Context, s []*message.Submission) ([]message.Receipt, error)
 }

@@ -131,7 +131,10 @@ func (s *session) data() (_ message.Receipt, err error) {
 		return message.Receipt{}, err
 	}
 	ended := time.Now()
-	raw := in.raw()
+	raw, err := in.raw()
+	if err != nil {
+		return message.Receipt{}, err
+	}
 	if err := checkLoop(raw); err != nil {
 		return message.Receipt{}, err
 	}

@@ -17,7 +17,7 @@ const pressureEvery = 500 * time.Millisecond
 // pressure knows how full gatepost is, so that mail is refused while refusing is still cheap: marketing first, auth
 // last.
 type pressure struct {
-	memory  atomic.Int64 // octets of heap in use
+	memory  atomic.Int64 // octets of heap that were in use at the last collection
 	limit   atomic.Int64 // limits.memory; 0 for none
 	refused atomic.Bool  // somebody was, since it was last logged
 }
@@ -26,7 +26,7 @@ type pressure struct {
 func (p *pressure) watch(ctx context.Context, r *Relay) {
 	t := time.NewTicker(pressureEvery)
 	defer t.Stop()
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}} // what waits to be collected is no reason to refuse mail
 	for {
 		g := r.generation.Load()
 		if p.limit.Store(g.config.Limits.Memory); g.config.Limits.Memory > 0 {
