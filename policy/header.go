@@ -48,6 +48,7 @@ type header struct {
 	subject     message.Field   // nil where there is none
 	ttl         string          // value of X-Gatepost-TTL
 	hasTTL      bool
+	contentType string
 	application string   // value of X-Gatepost-Application: whose codes they are
 	date        bool     // has a Date
 	messageID   bool     // has a Message-ID
@@ -102,6 +103,8 @@ func (h *header) note(name string, f message.Field) {
 		h.senders = append(h.senders, f)
 	case "subject":
 		h.subject = f
+	case "content-type":
+		h.contentType = f.Value()
 	case "x-gatepost-ttl":
 		h.ttl, h.hasTTL = f.Value(), true
 	case "x-gatepost-application":

@@ -81,6 +81,9 @@ func (p *Policy) Check(s *message.Submission, id message.ID, now time.Time) (*me
 	if err != nil {
 		return nil, err
 	}
+	if err := checkNesting(h.contentType, h.body); err != nil {
+		return nil, err
+	}
 	stream, authors, err := p.stream(c, h)
 	if err != nil {
 		return nil, err
