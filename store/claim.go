@@ -203,16 +203,23 @@ func (s *Store) deliveries(rows []row) ([]*message.Delivery, error) {
 func (s *Store) readBody(d *message.Delivery) error {
 	m := d.Message
 	var keyID int64
+	var octets int
 	var data []byte
 	found := false
 	err := s.writer.read(context.Background(), func(r *sql.Rows) (bool, error) {
 		found = true
-		return false, r.Scan(&m.BodyHash, &keyID, &data)
-	}, "SELECT m.body_hash, b.key_id, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ?", int64(m.ID))
+		return false, r.Scan(&m.BodyHash, &keyID, &octets, &data)
+	}, "SELECT m.body_hash, b.key_id, b.octets, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ?", int64(m.ID))
 	if err != nil {
 		return err
 	}
-	if keyID != 0 {
+	if octets > 0 {
+		if data, err = s.readParts(m.ID, octets); err != nil {
+			return err
+		}
+		found = data != nil
+	}
+	if found && keyID != 0 {
 		if data, err = s.keys.open(keyID, m.ID, data); err != nil && !errors.Is(err, errNoKey) {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,22 +18,31 @@ import (
 	"gatepost/message"
 )
 
-// childDir tells the test binary to be the process that is killed; childKey what its messages supersede under.
+// childDir tells the test binary to be the process that is killed; childKey what its messages supersede under, childSize
+// how large they are.
 const (
-	childDir = "GATEPOST_STORE_TEST_DIR"
-	childKey = "GATEPOST_STORE_TEST_KEY"
+	childDir  = "GATEPOST_STORE_TEST_DIR"
+	childKey  = "GATEPOST_STORE_TEST_KEY"
+	childSize = "GATEPOST_STORE_TEST_SIZE"
 )
+
+// child says what the process does and after how many messages it is killed.
+type child struct {
+	key, size string
+	until     int
+}
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
-		putForEver(dir, os.Getenv(childKey))
+		size, _ := strconv.Atoi(os.Getenv(childSize))
+		putForEver(dir, os.Getenv(childKey), size)
 	}
 	os.Exit(m.Run())
 }
 
 // putForEver stores messages until it is killed, half of them born ours, and prints the id of each that is durable.
 // With a key each has that and its producer's number as its supersede key.
-func putForEver(dir, key string) {
+func putForEver(dir, key string, size int) {
 	s, err := Open(context.Background(), Options{Dir: dir})
 	if err != nil {
 		fmt.Println("error", err)
@@ -42,7 +52,7 @@ func putForEver(dir, key string) {
 	for i := range 16 {
 		go func() {
 			for {
-				m := newMessage(s, message.Auth, 1000)
+				m := newMessage(s, message.Auth, size)
 				if key != "" {
 					m.Supersede = fmt.Append(nil, key, i)
 				}
@@ -64,7 +74,7 @@ func TestNothingDurableIsLostWhenTheProcessIsKilled(t *testing.T) {
 	dir := t.TempDir()
 	durable := map[message.ID]string{}
 	for range 3 {
-		killed := runAndKill(t, dir, "", durable)
+		killed := runAndKill(t, dir, child{size: "1000", until: 100}, durable)
 		if killed < 16 {
 			t.Fatalf("only %d messages were stored before the kill", killed)
 		}
@@ -100,7 +110,7 @@ func TestAKilledProcessLeavesTheNewestUnderEachKeyAndAnEndForTheRest(t *testing.
 	t.Parallel()
 	dir := t.TempDir()
 	durable := map[message.ID]string{}
-	if n := runAndKill(t, dir, "k", durable); n < 100 {
+	if n := runAndKill(t, dir, child{"k", "1000", 100}, durable); n < 100 {
 		t.Fatalf("only %d messages were stored before the kill", n)
 	}
 	s := openTest(t, Options{Dir: dir}, nil)
@@ -133,10 +143,10 @@ func TestAKilledProcessLeavesTheNewestUnderEachKeyAndAnEndForTheRest(t *testing.
 }
 
 // runAndKill lets a child store messages for a while, kills it, and notes what it said was durable.
-func runAndKill(t *testing.T, dir, key string, durable map[message.ID]string) (n int) {
+func runAndKill(t *testing.T, dir string, c child, durable map[message.ID]string) (n int) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childDir+"="+dir, childKey+"="+key)
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childKey+"="+c.key, childSize+"="+c.size)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +164,7 @@ func runAndKill(t *testing.T, dir, key string, durable map[message.ID]string) (n
 			t.Fatalf("the child says %q", lines.Text())
 		}
 		durable[id] = how
-		if n++; n == 100 {
+		if n++; n == c.until {
 			cmd.Process.Kill()
 		}
 	}

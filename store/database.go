@@ -28,7 +28,7 @@ const (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// tables are those a database must have; each is touched once at start, so that a damaged root page shows then.
+// tables are those a database of any version must have; each is touched once at start, so that a damaged root page shows then.
 var tables = []string{"meta", "node", "message", "body", "recipient", "submission", "event", "cursor", "suppression"}
 
 // database is the open file: one pinned connection that writes, with its prepared statements, and a few that read.
@@ -119,11 +119,8 @@ func inspect(path string) (version int, err error) {
 		return 0, fmt.Errorf("open %s: %w", path, err)
 	}
 	defer db.Close()
-	for _, table := range tables {
-		var one int
-		if err := db.QueryRow("SELECT 1 FROM " + table + " LIMIT 1").Scan(&one); err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return 0, damaged(err)
-		}
+	if err := touch(db, tables); err != nil {
+		return 0, damaged(err)
 	}
 	if err := db.QueryRow("SELECT value FROM meta WHERE key = 'schema'").Scan(&version); err != nil {
 		return 0, damaged(fmt.Errorf("no schema version: %w", err))
@@ -131,7 +128,23 @@ func inspect(path string) (version int, err error) {
 	if known := len(migrationNames()); version > known {
 		return 0, fmt.Errorf("%s was written by a newer gatepost (schema %d, this one knows up to %d) and was left as it is: run that version or a newer one", path, version, known)
 	}
+	if version >= 2 {
+		if err := touch(db, []string{"body_part"}); err != nil {
+			return 0, damaged(err)
+		}
+	}
 	return version, nil
+}
+
+// touch reads a row of each table.
+func touch(db *sql.DB, tables []string) error {
+	for _, table := range tables {
+		var one int
+		if err := db.QueryRow("SELECT 1 FROM " + table + " LIMIT 1").Scan(&one); err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkHeader reads what the SQLite file format fixes about the first page, before SQLite is let near the file.

@@ -19,6 +19,10 @@ const (
 const expireSelect = rowColumns + ` FROM message m CROSS JOIN recipient r ON r.message = m.id
 	WHERE m.expires_at <= ? AND r.owner = 0 ORDER BY m.expires_at LIMIT ?`
 
+// bodyHead reads the beginning of a body that is not sealed.
+const bodyHead = `SELECT substr(CASE WHEN octets > 0 THEN (SELECT p.data FROM body_part p WHERE p.id = b.id AND p.n = 0) ELSE data END, 1, ?)
+	FROM body b WHERE id = ? AND key_id = 0`
+
 // Notifier makes the message that tells a sender of failures, all of one message, or returns nil where nobody is told.
 // It is called by the writer, so it must be quick and must not wait for the store.
 type Notifier = func(failed []message.Settlement) *message.Message
@@ -109,7 +113,7 @@ func (e *expiry) end(t *tx, rows []row) error {
 	if notification == nil {
 		return nil
 	}
-	return t.put(notification, false)
+	return t.put(notification, false, nil)
 }
 
 // ask returns the notification about rows of one message, nil for none.
@@ -119,7 +123,7 @@ func (e *expiry) ask(t *tx, rows []row) (*message.Message, error) {
 		return nil, nil
 	}
 	if err := t.db.query(func(r *sql.Rows) (bool, error) { return false, r.Scan((*[]byte)(&m.Raw)) },
-		"SELECT substr(data, 1, ?) FROM body WHERE id = ? AND key_id = 0", notificationOctets, int64(m.ID)); err != nil {
+		bodyHead, notificationOctets, int64(m.ID)); err != nil {
 		return nil, err
 	}
 	failed := make([]message.Settlement, len(rows))

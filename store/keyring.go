@@ -33,7 +33,10 @@ var errNoKey = errors.New("the key that sealed it is gone")
 type keyring struct {
 	path string
 
-	mu      sync.RWMutex
+	turn   sync.Mutex    // held to choose or change keys; taken before mu
+	pinned map[int64]int // bodies on their way that no row tells of yet; guarded by turn
+
+	mu      sync.RWMutex // held to replace keys and current
 	keys    map[int64]sealKey
 	current int64 // 0 where the next body needs a new key
 }
@@ -57,7 +60,7 @@ func newSealKey(id int64, created time.Time, secret []byte) (sealKey, error) {
 // openKeyring reads the file of one key a line (id, time of creation in ms, base64) and adds a new key, which the bodies of
 // this incarnation are sealed with.
 func openKeyring(path string, now time.Time) (*keyring, error) {
-	k := &keyring{path: path, keys: map[int64]sealKey{}}
+	k := &keyring{path: path, keys: map[int64]sealKey{}, pinned: map[int64]int{}}
 	text, err := readPrivate(path)
 	if err != nil {
 		return nil, fmt.Errorf("read spool key: %w", err)
@@ -121,17 +124,51 @@ func (k *keyring) rotate(now time.Time) error {
 	return nil
 }
 
-// seal encrypts the body of id. A key that is due for rotation but cannot be replaced just now goes on: it is durable,
-// and a sign-in code should not wait for a better one. Only the writer calls it.
-func (k *keyring) seal(now time.Time, id message.ID, body []byte) (keyID int64, sealed []byte, err error) {
+// choose returns the key for the next body. One that is due for rotation but cannot be replaced just now goes on: it is
+// durable, and a sign-in code should not wait for a better one. The caller holds turn.
+func (k *keyring) choose(now time.Time) (sealKey, error) {
 	key, ok := k.keys[k.current]
 	if !ok || now.Sub(key.created) >= keyLife || now.Before(key.created) {
 		if err := k.rotate(now); err != nil && !ok {
-			return 0, nil, fmt.Errorf("make a spool key: %w", err)
+			return sealKey{}, fmt.Errorf("make a spool key: %w", err)
 		}
 		key = k.keys[k.current]
 	}
+	return key, nil
+}
+
+// seal encrypts the body of id. Only the writer calls it, in the transaction that stores the body.
+func (k *keyring) seal(now time.Time, id message.ID, body []byte) (keyID int64, sealed []byte, err error) {
+	k.turn.Lock()
+	key, err := k.choose(now)
+	k.turn.Unlock()
+	if err != nil {
+		return 0, nil, err
+	}
 	return key.id, key.aead.Seal(nil, nil, body, aad(id)), nil
+}
+
+// sealPinned is seal for any goroutine and a body that is stored later: until unpin its key is not destroyed.
+func (k *keyring) sealPinned(now time.Time, id message.ID, body []byte) (keyID int64, sealed []byte, err error) {
+	k.turn.Lock()
+	key, err := k.choose(now)
+	if err == nil {
+		k.pinned[key.id]++
+	}
+	k.turn.Unlock()
+	if err != nil {
+		return 0, nil, err
+	}
+	return key.id, key.aead.Seal(nil, nil, body, aad(id)), nil
+}
+
+// unpin ends what sealPinned began. A keyID of 0 is fine.
+func (k *keyring) unpin(keyID int64) {
+	k.turn.Lock()
+	defer k.turn.Unlock()
+	if k.pinned[keyID]--; k.pinned[keyID] <= 0 {
+		delete(k.pinned, keyID)
+	}
 }
 
 // open decrypts what seal made. It may be called from any goroutine.
@@ -152,9 +189,11 @@ func (k *keyring) open(keyID int64, id message.ID, sealed []byte) ([]byte, error
 // retire destroys the keys that no row needs any more, the current one too once it has had its time. Only the writer
 // calls it, between transactions.
 func (k *keyring) retire(now time.Time, needed func(keyID int64) (bool, error)) (n int, err error) {
+	k.turn.Lock()
+	defer k.turn.Unlock()
 	keys := maps.Clone(k.keys)
 	for id, key := range k.keys {
-		if id == k.current && now.Sub(key.created) < keyLife {
+		if k.pinned[id] > 0 || id == k.current && now.Sub(key.created) < keyLife {
 			continue
 		}
 		used, err := needed(id)

@@ -21,22 +21,45 @@ type Write = interface {
 
 // Put queues ms, all or none, for the next shared flush and returns at once. With own their rows are born ours; else
 // each gets an accepted event, and their lanes are woken. Bodies of auth mail are sealed before they reach the disk.
+// Large bodies are written first, in parts, a commit for each, so that others' mail need not wait for all of them.
 // Where a message has a supersede key, older ones with the same that only wait end in the same transaction.
 func (s *Store) Put(ms []*message.Message, own bool) Write {
-	j := &putJob{s: s, messages: ms, own: own, done: make(chan struct{})}
+	j := &putJob{s: s, messages: ms, own: own, class: rest, done: make(chan struct{})}
 	for _, m := range ms {
 		j.octets += len(m.Raw)
+		if !isLarge(m) {
+			j.inline += len(m.Raw)
+		}
 	}
-	c, kind := rest, message.Marketing
+	kind := message.Marketing
 	if len(ms) > 0 && ms[0].Kind == message.Auth {
-		c, kind = authPut, message.Auth
+		j.class, kind = authPut, message.Auth
 	}
-	if j.room = s.space.letIn(kind, j.octets); !j.room {
+	if !s.space.letIn(kind, j.octets) {
 		j.finish(errNoRoom)
-	} else if err := s.writer.queue.add(c, j); err != nil {
+		return j
+	}
+	j.room = j.octets
+	if err := j.begin(); err != nil {
 		j.finish(err)
 	}
 	return j
+}
+
+// begin queues j, or where it has large bodies the first part of them.
+func (j *putJob) begin() error {
+	if j.inline == j.octets {
+		return j.s.writer.queue.add(j.class, j)
+	}
+	if err := j.s.writer.queue.beginLarge(j.class, j.octets-j.inline); err != nil {
+		return err
+	}
+	j.begun = true
+	if err := j.seal(); err != nil {
+		return err
+	}
+	j.advance(&partJob{put: j})
+	return nil
 }
 
 // putJob is a Put as the writer sees it and as a Write.
@@ -44,17 +67,21 @@ type putJob struct {
 	s        *Store
 	messages []*message.Message
 	own      bool
-	octets   int
+	class    class
+	octets   int // of all bodies
+	inline   int // … of those that are written with their messages
+	room     int // … that the disk has room kept for
+	begun    bool
+	large    []*largeBody // the others, which are durable before the messages are written
 	result   message.PutResult
 	err      error
 	done     chan struct{}
-	room     bool // of the disk is kept for it
 }
 
 func (j *putJob) Done() <-chan struct{}              { return j.done }
 func (j *putJob) Result() (message.PutResult, error) { return j.result, j.err }
 
-func (j *putJob) size() (messages, octets int) { return len(j.messages), j.octets }
+func (j *putJob) size() (messages, octets int) { return len(j.messages), j.inline }
 
 func (j *putJob) apply(t *tx) error {
 	j.result = message.PutResult{} // of an earlier try, whose transaction was undone
@@ -62,7 +89,7 @@ func (j *putJob) apply(t *tx) error {
 		j.result.Epoch = j.s.epoch
 	}
 	for _, m := range j.messages {
-		if err := t.put(m, j.own); err != nil {
+		if err := t.put(m, j.own, j.largeOf(m)); err != nil {
 			return fmt.Errorf("store message %v: %w", m.ID, err)
 		}
 		superseded, err := t.supersede(m)
@@ -75,13 +102,20 @@ func (j *putJob) apply(t *tx) error {
 }
 
 func (j *putJob) finish(err error) {
-	if j.room {
-		j.s.space.letOut(j.octets)
+	j.letOut(j.room)
+	if j.begun {
+		j.endLarge(err != nil)
 	}
 	if err != nil {
 		j.result, j.err = message.PutResult{}, putError(err)
 	}
 	close(j.done)
+}
+
+// letOut gives back room that was kept for octets which are on disk, or never will be.
+func (j *putJob) letOut(octets int) {
+	j.room -= octets
+	j.s.space.letOut(octets)
 }
 
 // errNoRoom refuses mail that would take the room which settlements need.
@@ -95,8 +129,9 @@ func putError(err error) error {
 	return &reply.Error{Code: 451, Enhanced: "4.3.0", Text: "The message could not be stored, please try again later", Err: err}
 }
 
-// put stores a message with its recipients, which are ours with own, else free to be claimed.
-func (t *tx) put(m *message.Message, own bool) error {
+// put stores a message with its recipients, which are ours with own, else free to be claimed. A large body is there in
+// parts already.
+func (t *tx) put(m *message.Message, own bool, large *largeBody) error {
 	if len(m.Recipients) == 0 {
 		return errors.New("it has no recipients")
 	}
@@ -109,13 +144,7 @@ func (t *tx) put(m *message.Message, own bool) error {
 		m.BodyHash, ms(m.AcceptedAt), ms(m.ExpiresAt), m.Supersede, attrs); err != nil {
 		return err
 	}
-	keyID, data := int64(0), []byte(m.Raw)
-	if m.Kind == message.Auth {
-		if keyID, data, err = t.s.keys.seal(t.now, m.ID, data); err != nil {
-			return err
-		}
-	}
-	if _, err := t.exec("INSERT INTO body(id, format, key_id, data) VALUES(?, ?, ?, ?)", int64(m.ID), bodyRaw, keyID, data); err != nil {
+	if err := t.putBody(m, large); err != nil {
 		return err
 	}
 	for i := range m.Recipients {
@@ -124,6 +153,21 @@ func (t *tx) put(m *message.Message, own bool) error {
 		}
 	}
 	return nil
+}
+
+func (t *tx) putBody(m *message.Message, large *largeBody) (err error) {
+	if large != nil {
+		_, err = t.exec("INSERT INTO body(id, format, key_id, data, octets) VALUES(?, ?, ?, x'', ?)", int64(m.ID), bodyRaw, large.keyID, len(large.data))
+		return err
+	}
+	keyID, data := int64(0), []byte(m.Raw)
+	if m.Kind == message.Auth {
+		if keyID, data, err = t.s.keys.seal(t.now, m.ID, data); err != nil {
+			return err
+		}
+	}
+	_, err = t.exec("INSERT INTO body(id, format, key_id, data) VALUES(?, ?, ?, ?)", int64(m.ID), bodyRaw, keyID, data)
+	return err
 }
 
 func (t *tx) putRecipient(m *message.Message, r *message.Recipient, own bool) error {

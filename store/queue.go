@@ -45,6 +45,7 @@ const (
 	authPut class = iota
 	settlement
 	rest
+	bulk // parts of large bodies: one in a batch
 	classes
 )
 
@@ -54,7 +55,10 @@ type queue struct {
 	jobs    [classes][]job
 	octets  int
 	records int
+	large   int   // octets of large bodies on their way, of which one part at a time is queued
+	puts    int   // they belong to
 	skipped int   // batches in which the head of rest did not fit
+	late    int   // … that of bulk
 	refuse  error // why nothing is taken now
 	closed  bool
 	ready   chan struct{} // holds a value when something was added
@@ -70,10 +74,17 @@ func (q *queue) add(c class, j job) error {
 	if err := q.admit(c, j, octets); err != nil {
 		return err
 	}
-	q.jobs[c] = append(q.jobs[c], j)
-	q.octets += octets
-	q.signal()
+	q.push(c, j, octets)
 	return nil
+}
+
+// push queues j. Parts are no mail that waits, they belong to some that is counted in large.
+func (q *queue) push(c class, j job, octets int) {
+	q.jobs[c] = append(q.jobs[c], j)
+	if c != bulk {
+		q.octets += octets
+	}
+	q.signal()
 }
 
 func (q *queue) admit(c class, j job, octets int) error {
@@ -83,7 +94,6 @@ func (q *queue) admit(c class, j job, octets int) error {
 	case q.refuse != nil:
 		return q.refuse
 	}
-	limit := maxWaitingRest
 	switch j := j.(type) {
 	case *recordJob:
 		if q.records+len(j.events) > maxRecords {
@@ -91,13 +101,58 @@ func (q *queue) admit(c class, j job, octets int) error {
 		}
 		q.records += len(j.events)
 	case *putJob:
-		if c == authPut {
-			limit = maxWaiting
-		}
-		if q.octets > 0 && q.octets+octets > limit {
-			return errCrowd
-		}
+		return q.crowd(c, octets)
 	}
+	return nil
+}
+
+// crowd refuses mail while too much waits.
+func (q *queue) crowd(c class, octets int) error {
+	limit := maxWaitingRest
+	if c == authPut {
+		limit = maxWaiting
+	}
+	if waiting := q.octets + q.large; waiting > 0 && waiting+octets > limit {
+		return errCrowd
+	}
+	return nil
+}
+
+// beginLarge takes up large bodies of a Put, or says why not. Until endLarge their octets count as waiting.
+func (q *queue) beginLarge(c class, octets int) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.closed:
+		return errClosed
+	case q.refuse != nil:
+		return q.refuse
+	}
+	if err := q.crowd(c, octets); err != nil {
+		return err
+	}
+	q.large += octets
+	q.puts++
+	return nil
+}
+
+func (q *queue) endLarge(octets int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.large -= octets
+	q.puts--
+	q.signal()
+}
+
+// goOn queues the next step of a Put that was let in by beginLarge, which Close waits for.
+func (q *queue) goOn(c class, j job) error {
+	_, octets := j.size()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.refuse != nil {
+		return q.refuse
+	}
+	q.push(c, j, octets)
 	return nil
 }
 
@@ -108,7 +163,8 @@ func (q *queue) signal() {
 	}
 }
 
-// take removes the next batch: auth mail first, then settlements, then the rest in order. Auth leaves a quarter of a
+// take removes the next batch: auth mail first, then settlements, then the rest in order, then a part of
+// a large body. Auth leaves a quarter of a
 // batch to the others, so that a flood of it cannot keep slots from being freed.
 func (q *queue) take() []job {
 	q.mu.Lock()
@@ -117,6 +173,8 @@ func (q *queue) take() []job {
 	if len(q.jobs[authPut]) > 0 {
 		b.octets = batchOctetsAuth
 	}
+	kept := q.keepForBulk()
+	b.octets -= kept
 	b.messages -= batchMessages / 4
 	q.move(&b, authPut)
 	b.messages += batchMessages / 8
@@ -132,7 +190,30 @@ func (q *queue) take() []job {
 	} else {
 		q.skipped++
 	}
+	b.octets += kept
+	q.moveBulk(&b)
 	return b.jobs
+}
+
+// keepForBulk returns the octets of a batch that a late job of bulk needs.
+func (q *queue) keepForBulk() (octets int) {
+	if len(q.jobs[bulk]) > 0 && q.late >= maxSkips {
+		_, octets = q.jobs[bulk][0].size()
+	}
+	return octets
+}
+
+// moveBulk takes one job of bulk if it fits: however many there are, they make no batch large.
+func (q *queue) moveBulk(b *batch) {
+	if len(q.jobs[bulk]) == 0 {
+		return
+	}
+	if _, o := q.jobs[bulk][0].size(); len(b.jobs) > 0 && o > b.octets {
+		q.late++
+		return
+	}
+	q.late = 0
+	q.moveHead(b, bulk)
 }
 
 // batch is what one transaction may still take up.
@@ -158,7 +239,9 @@ func (q *queue) moveHead(b *batch, c class) {
 	b.jobs = append(b.jobs, j)
 	b.messages -= m
 	b.octets -= o
-	q.octets -= o
+	if c != bulk {
+		q.octets -= o
+	}
 	if r, ok := j.(*recordJob); ok {
 		q.records -= len(r.events)
 	}
@@ -186,6 +269,13 @@ func (q *queue) close() {
 	defer q.mu.Unlock()
 	q.closed = true
 	q.signal()
+}
+
+// isOver reports whether the queue is closed and nothing is on its way into it.
+func (q *queue) isOver() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.closed && q.puts == 0
 }
 
 func (q *queue) isClosed() bool {

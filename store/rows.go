@@ -77,11 +77,17 @@ func (t *tx) end(id message.RecipientID) error {
 	return t.endMessage(id.Message)
 }
 
-// endMessage removes a message that has no recipients left.
+// endMessage removes a message that has no recipients left. The parts of a large body are removed afterwards.
 func (t *tx) endMessage(id message.ID) error {
 	n, err := t.exec("DELETE FROM message WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM recipient WHERE message = ?1)", int64(id))
-	if err == nil && n > 0 {
-		_, err = t.exec("DELETE FROM body WHERE id = ?", int64(id))
+	if err != nil || n == 0 {
+		return err
+	}
+	if n, err = t.exec("DELETE FROM body WHERE id = ? AND octets = 0", int64(id)); err != nil || n > 0 {
+		return err
+	}
+	if n, err = t.exec("DELETE FROM body WHERE id = ?", int64(id)); n > 0 {
+		t.after = append(t.after, func() { t.s.partsDead(id) })
 	}
 	return err
 }

@@ -55,6 +55,7 @@ type Store struct {
 	history addressKey
 	keys    *keyring
 	space   space
+	parts   parts
 	ids     idSource
 	sink    *emitter
 	writer  *writer
@@ -153,7 +154,7 @@ func (s *Store) takeOver(t *tx) error {
 // What a start asks of the database: the end of an index each.
 const (
 	lastSeq     = "SELECT coalesce((SELECT seq FROM event WHERE node = 1 ORDER BY seq DESC LIMIT 1), 0)"
-	lastID      = "SELECT max(coalesce((SELECT max(id) FROM message), 0), coalesce((SELECT max(message) FROM event), 0))"
+	lastID      = "SELECT max(coalesce((SELECT max(id) FROM message), 0), coalesce((SELECT max(message) FROM event), 0), coalesce((SELECT max(id) FROM body_part), 0))"
 	ownedSelect = rowColumns + " FROM recipient r INDEXED BY recipient_owned CROSS JOIN message m ON m.id = r.message WHERE r.owner <> 0"
 )
 

@@ -22,6 +22,7 @@ func (w *writer) upkeep() time.Duration {
 		return probeEvery
 	}
 	w.retireKeys()
+	w.s.removeParts()
 	more := false
 	w.turn("cut history", func(t *tx) (err error) {
 		more, err = t.cutHistory()

@@ -64,7 +64,7 @@ func (w *writer) run() {
 		if len(batch) > 0 {
 			w.write(batch)
 			due = w.upkeepDue(planned)
-		} else if w.queue.isClosed() {
+		} else if w.queue.isOver() {
 			return
 		}
 		if !time.Now().Before(due) {
@@ -153,7 +153,8 @@ func (w *writer) note(jobs []job, err error) {
 		return
 	}
 	for _, j := range jobs {
-		if _, ok := j.(*putJob); ok {
+		switch j.(type) {
+		case *putJob, *partJob:
 			w.wellAgain()
 			return
 		}
@@ -235,6 +236,8 @@ func (w *writer) fail(jobs []job, cause error) {
 	}
 	w.s.failing.Store(false)
 	w.queue.stop(nil)
+	w.s.parts.search() // what failed may have ended a large message after all
+	w.s.removeParts()
 	w.s.log.LogAttrs(context.Background(), slog.LevelWarn, "the database is open again", slog.String("dir", w.dir))
 }
 
