@@ -68,10 +68,10 @@ type putJob struct {
 	messages []*message.Message
 	own      bool
 	class    class
-	octets   int // of all bodies
-	inline   int // … of those that are written with their messages
-	room     int // … that the disk has room kept for
-	begun    bool
+	octets   int          // of all bodies
+	inline   int          // … of those that are written with their messages
+	room     int          // … that the disk has room kept for
+	begun    bool         // its large bodies are counted by the queue
 	large    []*largeBody // the others, which are durable before the messages are written
 	result   message.PutResult
 	err      error

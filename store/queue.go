@@ -56,7 +56,7 @@ type queue struct {
 	octets  int
 	records int
 	large   int   // octets of large bodies on their way, of which one part at a time is queued
-	puts    int   // they belong to
+	puts    int   // how many Puts these are of
 	skipped int   // batches in which the head of rest did not fit
 	late    int   // … that of bulk
 	refuse  error // why nothing is taken now
@@ -163,9 +163,8 @@ func (q *queue) signal() {
 	}
 }
 
-// take removes the next batch: auth mail first, then settlements, then the rest in order, then a part of
-// a large body. Auth leaves a quarter of a
-// batch to the others, so that a flood of it cannot keep slots from being freed.
+// take removes the next batch: auth mail first, then settlements, then the rest in order, then a part of a large body.
+// Auth leaves a quarter of a batch to the others, so that a flood of it cannot keep slots from being freed.
 func (q *queue) take() []job {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -37,7 +37,7 @@ type floodSize struct {
 
 func TestAuthMailIsAnsweredInTimeWhateverFloodsIn(t *testing.T) {
 	size := floodSize{idle: 500, dripping: 100, knockers: 4, guessers: 4, senders: 1, letter: 4 << 20, knockEvery: 20 * time.Millisecond, measure: 3 * time.Second}
-	limit := 500 * time.Millisecond // beside other tests and their race detectors
+	limit := 3 * time.Second // beside other tests and their race detectors; make chaos holds it to the figure
 	if chaos {
 		size.idle, size.dripping, size.knockers, size.guessers, size.senders = 5000, 500, 16, 16, 4
 		size.letter, size.measure = 40<<20, 30*time.Second
