@@ -64,6 +64,8 @@ type try struct {
 	held  bool
 	put   Write // nil once the message is known to be durable
 	rows  []*row
+
+	unsettled []upstream.Slot // through which a copy may have gone
 }
 
 // row is one recipient during a try.
@@ -86,6 +88,7 @@ func newTry(r *Relay, l *lane, g *Generation, d *message.Delivery, w Write) *try
 
 // run walks the route until nobody is left to try for, settles, and tells a waiting client.
 func (t *try) run() {
+	defer t.release()
 	if t.held {
 		t.hold()
 		return
@@ -121,6 +124,14 @@ func (t *try) run() {
 		return
 	}
 	t.lane.answer(t.msg.ID, refusal)
+}
+
+// release gives back the slots through which copies went that were not settled until now. A slot that could be used
+// again before would let a crash make more duplicates than there are slots (engine.md rule 8).
+func (t *try) release() {
+	for _, slot := range t.unsettled {
+		slot.Release()
+	}
 }
 
 // pending returns the rows that h is to be asked for.
@@ -215,8 +226,24 @@ func (o *handOver) send(rows []*row) ([]message.Verdict, error) {
 		}
 		return nil, err
 	}
-	defer slot.Release()
 	o.reserved, o.local = true, slot.Local()
+	verdicts, err := o.through(ctx, cancel, before, slot, rows)
+	if err == nil && slices.ContainsFunc(verdicts, mayBeOut) {
+		t.unsettled = append(t.unsettled, slot)
+	} else {
+		slot.Release()
+	}
+	return verdicts, err
+}
+
+// mayBeOut reports whether v leaves a copy with the upstream, perhaps.
+func mayBeOut(v message.Verdict) bool {
+	return v.Class == message.Accepted || v.Class == message.Unknown
+}
+
+// through makes what slot can take of the message, and hands it over in as many parts as its limit of recipients wants.
+func (o *handOver) through(ctx context.Context, cancel context.CancelCauseFunc, before *time.Timer, slot upstream.Slot, rows []*row) ([]message.Verdict, error) {
+	t := o.t
 	wire, eightBit, err := o.render(ctx, slot.Caps())
 	if err != nil {
 		return o.unrendered(ctx, err, len(rows))
