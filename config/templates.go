@@ -16,17 +16,17 @@ const defaultColor = "#2456d6"
 
 var rgb = regexp.MustCompile(`^#[0-9a-fA-F]{6}$`)
 
+// DefaultTemplates is [templates] where a config says nothing.
+func DefaultTemplates() Templates { return Templates{DefaultLocale: "en", Color: defaultColor} }
+
 // templates reads [templates]. What is in the directory is for compose.Load to look at.
 func (l *loader) templates(t *table) Templates {
-	p := Templates{
-		Dir:                l.templateDir(t),
-		DefaultLocale:      "en",
-		ChineseFallback:    t.flag("chinese_fallback"),
-		SenderName:         t.text("sender_name"),
-		CompanyInformation: t.text("company_information"),
-		AppLogo:            t.text("app_logo"),
-		Color:              defaultColor,
-	}
+	p := DefaultTemplates()
+	p.Dir = l.templateDir(t)
+	p.ChineseFallback = t.flag("chinese_fallback")
+	p.SenderName = t.text("sender_name")
+	p.CompanyInformation = t.text("company_information")
+	p.AppLogo = t.text("app_logo")
 	if s := t.text("default_locale"); s != "" {
 		tag, err := language.Parse(s)
 		if err != nil || tag == language.Und {
