@@ -376,7 +376,7 @@ func TestTheBrandIsTheConfigsAndNoRequestChangesIt(t *testing.T) {
 	if strings.Contains(m.HTML+m.Text+string(m.Raw), "vil") {
 		t.Errorf("the request changed the brand:\n%s", m.HTML)
 	}
-	if !strings.Contains(m.HTML, `<img src="https://example.com/logo.png" alt="Example&#32;&amp;&#32;Söhne"`) || !strings.Contains(m.HTML, "Example Ltd, 1 High Street") ||
+	if !strings.Contains(m.HTML, `<img src="https://example.com/logo.png" alt="Example &amp; Söhne"`) || !strings.Contains(m.HTML, "Example Ltd, 1 High Street") ||
 		!strings.Contains(m.Text, "--\nExample & Söhne\nExample Ltd") {
 		t.Errorf("the brand is not shown:\n%s\n%s", m.HTML, m.Text)
 	}

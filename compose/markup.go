@@ -17,7 +17,7 @@ type markup []slot
 // slot is one piece of a markup.
 type slot struct {
 	place place
-	parts plain // one literal for asIs; one placeholder for inText, inValue and inStyle; a whole attribute for inURL
+	parts plain // one literal for asIs; one placeholder for inText and inStyle; a whole attribute for inURL
 }
 
 // place is where a value stands, which decides how it is written there.
@@ -25,8 +25,7 @@ type place int
 
 const (
 	asIs    place = iota
-	inText        // text of an element, or of a title or comment
-	inValue       // an attribute's value, with or without quotes
+	inText        // text, a comment, or the value of an attribute in quotes
 	inURL         // the whole value of an attribute that holds a URL
 	inStyle       // CSS, in an attribute or a style element
 )
@@ -114,6 +113,11 @@ func (p *markupParser) text(from, to int, at place) {
 		p.literal(s)
 		return
 	}
+	for _, m := range placeholder.FindAllStringIndex(s, -1) {
+		if tagBegun.MatchString(s[max(0, m[0]-32):m[0]]) {
+			p.bad(from+m[0], "%s stands right behind a <, so its value would become a tag; write &lt;", s[m[0]:m[1]])
+		}
+	}
 	for _, q := range cut(s) {
 		if q.path == "" {
 			p.literal(q.literal)
@@ -122,6 +126,9 @@ func (p *markupParser) text(from, to int, at place) {
 		p.out = append(p.out, slot{at, plain{q}})
 	}
 }
+
+// tagBegun is text that more text could make a tag of.
+var tagBegun = regexp.MustCompile(`<[/!?]?[A-Za-z-]*$`)
 
 func (p *markupParser) literal(s string) {
 	if s != "" {
@@ -133,6 +140,10 @@ func (p *markupParser) literal(s string) {
 var conditional = regexp.MustCompile(`(?s)^<!--\[if[^\]]*\]>(.*)<!\[endif\]-->$`)
 
 func (p *markupParser) comment(from, to int) {
+	if !strings.HasPrefix(p.src[from:to], "<!--") { // a tag gone wrong, which browsers take for a comment
+		p.text(from, to, asIs)
+		return
+	}
 	m := conditional.FindStringSubmatchIndex(p.src[from:to])
 	if m == nil || p.inside {
 		p.text(from, to, inText)
@@ -205,7 +216,7 @@ func (p *markupParser) checkWhole(from, to int, slots markup) {
 	all := placeholder.FindAllStringIndex(p.src[from:to], -1)
 	if len(p.problems) == 0 && found < len(all) {
 		m := all[found]
-		p.bad(from+m[0], "%s has no quotes around it", p.src[from+m[0]:from+m[1]])
+		p.bad(from+m[0], "%s stands in a tag without quotes around it", p.src[from+m[0]:from+m[1]])
 	}
 }
 
@@ -223,7 +234,7 @@ func (p *markupParser) attribute(tag, name string, from, to int) {
 		p.literal(value)
 		return
 	}
-	quote := ""
+	quote := `"` // also where the template has none: without, an empty value would take in what follows
 	if value[0] == '"' || value[0] == '\'' {
 		quote = value[:1]
 		from, to = from+1, to-1
@@ -237,7 +248,7 @@ func (p *markupParser) attribute(tag, name string, from, to int) {
 	case name == "style":
 		p.text(from, to, inStyle)
 	default:
-		p.text(from, to, inValue)
+		p.text(from, to, inText)
 	}
 	p.literal(quote)
 }
@@ -274,12 +285,10 @@ func (m markup) fill(v *values) (string, error) {
 			b.WriteString(s.parts[0].literal)
 		case inText:
 			b.WriteString(html.EscapeString(v.text(s.parts[0].path)))
-		case inValue:
-			b.WriteString(escapeValue(v.text(s.parts[0].path)))
 		case inStyle:
 			b.WriteString(v.style(s.parts[0].path))
 		case inURL:
-			b.WriteString(escapeValue(v.url(s.parts)))
+			b.WriteString(html.EscapeString(v.url(s.parts)))
 		}
 		if b.Len() > maxBody {
 			return "", bad("", "the HTML would be longer than %d octets", maxBody)
@@ -287,13 +296,6 @@ func (m markup) fill(v *values) (string, error) {
 	}
 	return b.String(), nil
 }
-
-// escapeValue writes s as the value of an attribute, such that it ends neither a value in quotes nor one without.
-func escapeValue(s string) string {
-	return valueEscaper.Replace(html.EscapeString(s))
-}
-
-var valueEscaper = strings.NewReplacer(" ", "&#32;", "`", "&#96;", "=", "&#61;")
 
 // styleValue is what CSS takes in any place without another declaration, comment or string beginning: words, numbers,
 // colours.
@@ -316,23 +318,25 @@ func (v *values) style(path string) string {
 func (v *values) url(parts plain) string {
 	var b strings.Builder
 	open := true // the scheme is not settled
-	for _, q := range parts {
+	for i, q := range parts {
 		if q.path == "" {
 			literal := html.UnescapeString(q.literal)
 			b.WriteString(literal)
-			if b.Len() == len(literal) && strings.ContainsAny(strings.TrimSpace(literal), ":/?#") {
+			if i == 0 && strings.ContainsAny(strings.TrimSpace(literal), ":/?#") {
 				open = false
 			}
 			continue
 		}
-		s := v.get(q.path)
-		switch before := b.String(); {
+		s, before := v.text(q.path), b.String()
+		switch {
 		case strings.TrimSpace(before) == "":
-			b.WriteString(clean(s))
+			b.WriteString(s)
+		case !staysInHost(before, s):
+			return ""
 		case strings.ContainsAny(before, "?#"):
-			b.WriteString(escapeURL(clean(s), ""))
+			b.WriteString(escapeURL(s, ""))
 		default:
-			b.WriteString(escapeURL(clean(s), inPath(before)))
+			b.WriteString(escapeURL(s, inPath(before)))
 		}
 	}
 	s := strings.TrimSpace(b.String())
@@ -340,6 +344,24 @@ func (v *values) url(parts plain) string {
 		return ""
 	}
 	return s
+}
+
+// hostBegun is a URL that is written up to its host: group 1 is what there is of it.
+var hostBegun = regexp.MustCompile(`(?i)^\s*(?:[a-z][a-z0-9+.-]*:)?//([^/?#]*)$`)
+
+// hostValue is a host, with or without port.
+var hostValue = regexp.MustCompile(`^[A-Za-z0-9.-]+(:[0-9]+)?$`)
+
+// staysInHost reports whether s may be written behind before without making another host of one that the template names.
+func staysInHost(before, s string) bool {
+	m := hostBegun.FindStringSubmatch(before)
+	switch {
+	case m == nil || s == "":
+		return true
+	case m[1] == "":
+		return hostValue.MatchString(s)
+	}
+	return strings.IndexByte("/?#", s[0]) >= 0
 }
 
 // inPath returns the reserved characters that a value may hold behind before, outside of a query. An @ would make a user

@@ -83,3 +83,15 @@ func closeUp(s string) string {
 	}
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }
+
+// String returns p as it was written.
+func (p plain) String() string {
+	var b strings.Builder
+	for _, q := range p {
+		b.WriteString(q.literal)
+		if q.path != "" {
+			b.WriteString("{{ " + q.path + " }}")
+		}
+	}
+	return b.String()
+}

@@ -26,7 +26,7 @@ func parseSender(s string) (*sender, error) {
 		name = strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(name[1 : len(name)-1])
 	}
 	switch {
-	case s == "":
+	case name == "" && address == "":
 		return nil, errors.New("is empty")
 	case strings.ContainsAny(name, "<>") || strings.Contains(name, "@"):
 		return nil, errors.New("is no mailbox: write Name <address@example.com>")

@@ -55,7 +55,7 @@ func (l *loader) check(kind Type, t *template, s *source) {
 		l.bad(s.files[0], 1, "", "add "+t.locale.String()+".html or .txt beside it", "has no text, and there is no built-in one of this type and language")
 		return
 	}
-	if len(t.subject) == 0 {
+	if len(t.subject) == 0 && s.about.subject.line == 0 {
 		l.bad(s.files[0], 1, "", "write subject = \"…\" in "+t.locale.String()+".toml beside it", "has no subject")
 	}
 	if t.html == nil && len(t.preview) > 0 && s.about.preheader.line > 0 {

@@ -157,10 +157,13 @@ func value(n *nethtml.Node, name string) string {
 	return ""
 }
 
-// contents returns the text inside n.
+// contents returns the text inside n, that of pictures too.
 func contents(n *nethtml.Node) string {
 	if n.Type == nethtml.TextNode {
 		return n.Data
+	}
+	if n.DataAtom == atom.Img {
+		return value(n, "alt")
 	}
 	var b strings.Builder
 	for c := range n.ChildNodes() {
