@@ -55,6 +55,7 @@ func TestWhatIsWrongWithTemplatesIsToldByFileAndLineWhenTheyAreLoaded(t *testing
 		"a sender that no value makes an address": {map[string]string{"SignIn/en.toml": "from = 'x <{{ user.name }}>'"}, []string{"SignIn/en.toml:1: cannot be filled in with sample values: from cannot be used: the address has no local part or no domain"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := config.DefaultTemplates()
 			s.Dir = writeFiles(t, tt.files)
 			all, err := compose.Load(s, []string{"mailgun"})
