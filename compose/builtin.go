@@ -148,7 +148,7 @@ func makeSource(layouts *texttemplate.Template, w *wording, t Type, locale strin
 	}
 	preview := "{{ code }} · " + w.Expires
 	if p.Invitation {
-		preview = "{{ organization.name }}"
+		preview = p.Intro
 	}
 	return &source{
 		html:  document{content: markup.String()},
