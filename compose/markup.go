@@ -157,8 +157,9 @@ func (p *markupParser) comment(from, to int) {
 	p.literal(p.src[from+m[3] : to])
 }
 
-// attribute is name="value" in the source of a tag: group 1 the name, 2 the value with its quotes.
-var attribute = regexp.MustCompile(`(?s)([^\s"'>/=]+)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]*))?`)
+// attribute is name="value" in the source of a tag, as the HTML standard reads it (§13.2.5.32 to 38): group 1 the name, 2
+// the value with its quotes.
+var attribute = regexp.MustCompile(`(?s)([^\s>/][^\s>/=]*)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s>"'][^\s>]*))?`)
 
 // checkLinks refuses attributes of the tag at offset that lead to a script.
 func (p *markupParser) checkLinks(offset int, tag string, z *nethtml.Tokenizer, more bool) {
@@ -246,7 +247,9 @@ func (p *markupParser) attribute(tag, name string, from, to int) {
 		quote = value[:1]
 		from, to = from+1, to-1
 	}
-	p.literal(quote)
+	if p.literal(quote); strings.Contains(p.src[from:to], quote) {
+		p.bad(from, "%s stands in a tag without quotes around it", placeholder.FindString(value))
+	}
 	switch {
 	case strings.HasPrefix(name, "on") || name == "srcdoc" || tag == "meta" || tag == "base" || tag == "script":
 		p.bad(from, "%s stands in %s of <%s>, where no value can be made safe", placeholder.FindString(value), name, tag)
