@@ -56,7 +56,7 @@ func (d *daemon) reload(ctx context.Context) (admin.Reloaded, error) {
 
 // replace does the work of reload and returns the config that holds now.
 func (d *daemon) replace(ctx context.Context, old *setup) (*config.Config, error) {
-	cfg, err := config.Load(old.cfg.File)
+	cfg, err := loadConfig(old.cfg.File)
 	if err != nil {
 		return nil, err
 	}
