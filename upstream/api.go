@@ -31,6 +31,12 @@ type service interface {
 	check(ctx context.Context, do doer) (Account, error)
 }
 
+// mapping is a service that takes no message as it is, but its pieces, and so not every message.
+type mapping interface {
+	// carries returns nil, or the *reply.Error that calls would return.
+	carries(raw message.Raw) error
+}
+
 // call is one request to a service.
 type call struct {
 	to []int // positions in the envelope's recipients
@@ -89,6 +95,19 @@ func (u *apiUpstream) Traits() Traits {
 	t := u.service.traits()
 	t.DKIM = u.cfg.DKIM
 	return t
+}
+
+// Carries implements Carrier.
+func (u *apiUpstream) Carries(m *message.Message) error {
+	for _, r := range m.Recipients {
+		if _, err := path(r.Address, u.service.caps().SMTPUTF8); err != nil {
+			return reply.New(550, "5.6.7", "the mail service does not take a recipient's address")
+		}
+	}
+	if s, ok := u.service.(mapping); ok {
+		return s.carries(m.Raw)
+	}
+	return nil
 }
 
 // Reserve implements Upstream. Where the last verdicts were about the account, it looks at that before it gives a slot.
