@@ -93,6 +93,10 @@ func New(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) 
 		return newCapture(c), nil
 	case "mailgun":
 		return newAPI(c, newMailgun(c), egress, lanes)
+	case "sendgrid":
+		return newAPI(c, newSendgrid(c), egress, lanes)
+	case "postmark":
+		return newAPI(c, newPostmark(c), egress, lanes)
 	}
 	return nil, fmt.Errorf("upstream %s: type %q is not known", c.Name, c.Type)
 }
