@@ -46,7 +46,7 @@ func TestAReserveOfSlotsIsKeptForAuth(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := newSlots(tt.most, tt.lanes)
+				s := newSlots(tt.most, 0, tt.lanes)
 				gotNews := free(t, s, "news")
 				gotAuth := free(t, s, "auth")
 				if gotNews != tt.forNews || gotAuth != tt.thenAuth {
@@ -59,7 +59,7 @@ func TestAReserveOfSlotsIsKeptForAuth(t *testing.T) {
 
 func TestAuthWaitsAheadOfTheRestAndEachInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSlots(1, mixed)
+		s := newSlots(1, 0, mixed)
 		if err := s.take(t.Context(), "news"); err != nil {
 			t.Fatal(err)
 		}
@@ -87,7 +87,7 @@ func TestAuthWaitsAheadOfTheRestAndEachInOrder(t *testing.T) {
 
 func TestWhoLeavesTheQueueLosesNoSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSlots(1, nil)
+		s := newSlots(1, 0, nil)
 		if err := s.take(t.Context(), "a"); err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +108,7 @@ func TestWhoLeavesTheQueueLosesNoSlot(t *testing.T) {
 
 func TestALoweredLimitGrowsBackByOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSlots(4, nil)
+		s := newSlots(4, 0, nil)
 		for range 4 {
 			if err := s.take(t.Context(), "a"); err != nil {
 				t.Fatal(err)
@@ -133,7 +133,7 @@ func TestALoweredLimitGrowsBackByOneAtATime(t *testing.T) {
 }
 
 func TestALimitIsNotLoweredToNothing(t *testing.T) {
-	s := newSlots(4, nil)
+	s := newSlots(4, 0, nil)
 	if err := s.take(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestALimitIsNotLoweredToNothing(t *testing.T) {
 
 func TestCloseTurnsAwayWhoWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSlots(1, nil)
+		s := newSlots(1, 0, nil)
 		if err := s.take(t.Context(), "a"); err != nil {
 			t.Fatal(err)
 		}

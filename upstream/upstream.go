@@ -82,6 +82,8 @@ func New(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) 
 		return newSMTP(c, hostname, egress, lanes)
 	case "capture":
 		return newCapture(c), nil
+	case "mailgun":
+		return newAPI(c, newMailgun(c), egress, lanes)
 	}
 	return nil, fmt.Errorf("upstream %s: type %q is not known", c.Name, c.Type)
 }
