@@ -84,6 +84,12 @@ func New(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) 
 		return newCapture(c), nil
 	case "mailgun":
 		return newAPI(c, newMailgun(c), egress, lanes)
+	case "webhook":
+		w, err := newWebhook(c)
+		if err != nil {
+			return nil, err
+		}
+		return newAPI(c, w, egress, lanes)
 	}
 	return nil, fmt.Errorf("upstream %s: type %q is not known", c.Name, c.Type)
 }
