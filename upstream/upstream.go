@@ -93,6 +93,8 @@ func New(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) 
 		return newCapture(c), nil
 	case "mailgun":
 		return newAPI(c, newMailgun(c), egress, lanes)
+	case "aliyun":
+		return newAPI(c, newAliyun(c), egress, lanes)
 	case "webhook":
 		w, err := newWebhook(c)
 		if err != nil {
