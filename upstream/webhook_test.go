@@ -141,8 +141,8 @@ func TestAWebhookKeepsThePromisesOfAnUpstream(t *testing.T) {
 	}
 }
 
-// webhookSend makes one hand-over of mail to u.
-func webhookSend(t *testing.T, u upstream.Upstream, e message.Envelope, mail string) []message.Verdict {
+// handOver makes one hand-over of mail to u.
+func handOver(t *testing.T, u upstream.Upstream, e message.Envelope, mail string) []message.Verdict {
 	t.Helper()
 	slot, err := u.Reserve(t.Context(), e.Stream)
 	if err != nil {
@@ -161,7 +161,7 @@ func signIn(to ...string) message.Envelope {
 func TestWebhookRequestsStayAsTheyAre(t *testing.T) {
 	for _, format := range []string{"raw", "json"} {
 		s := upstreamtest.NewService(t, upstreamtest.ServiceOptions{}, func(upstreamtest.Request) upstreamtest.Reply { return upstreamtest.Reply{} })
-		webhookSend(t, newWebhook(t, webhookConfig(t, s, format)), signIn("ann@example.org"), signInMail)
+		handOver(t, newWebhook(t, webhookConfig(t, s, format)), signIn("ann@example.org"), signInMail)
 		upstreamtest.CheckRequest(t, "webhook-"+format, "https://mail.example.com", s.Wait(1)[0])
 	}
 }
@@ -170,11 +170,11 @@ func TestAWebhookIsKnownAgainOnEveryTryAndForEachRecipient(t *testing.T) {
 	s := upstreamtest.NewService(t, upstreamtest.ServiceOptions{}, func(upstreamtest.Request) upstreamtest.Reply { return upstreamtest.Reply{} })
 	u := newWebhook(t, webhookConfig(t, s, "raw"))
 	s.Reply(upstreamtest.Reply{Status: 400})
-	webhookSend(t, u, signIn("ann@example.org", "bob@example.org"), signInMail)
-	webhookSend(t, u, signIn("ann@example.org"), signInMail)
+	handOver(t, u, signIn("ann@example.org", "bob@example.org"), signInMail)
+	handOver(t, u, signIn("ann@example.org"), signInMail)
 	marketing := signIn("ann@example.org", "bob@example.org")
 	marketing.Kind = message.Marketing
-	webhookSend(t, u, marketing, signInMail)
+	handOver(t, u, marketing, signInMail)
 	var ids []string
 	for _, r := range s.Requests() {
 		ids = append(ids, r.Header.Get("webhook-id"))
@@ -196,7 +196,7 @@ func TestAWebhookIsSignedTwiceWhileItsSecretChanges(t *testing.T) {
 	if err := os.WriteFile(c.Secret.File, []byte(nextSecret+"\n"+webhookSecret+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	webhookSend(t, u, signIn("ann@example.org"), signInMail)
+	handOver(t, u, signIn("ann@example.org"), signInMail)
 	if err := verifyWebhook(s.Wait(1)[0], time.Now(), nextSecret, webhookSecret); err != nil {
 		t.Errorf("neither old nor new receivers would take it: %v", err)
 	}
@@ -248,7 +248,7 @@ func TestAReceiversAnswerDecidesAboutMailAndUpstream(t *testing.T) {
 			s := upstreamtest.NewService(t, upstreamtest.ServiceOptions{}, func(upstreamtest.Request) upstreamtest.Reply { return upstreamtest.Reply{} })
 			u := newWebhook(t, webhookConfig(t, s, "raw"))
 			s.Reply(tt.reply)
-			v := webhookSend(t, u, signIn("ann@example.org"), signInMail)[0]
+			v := handOver(t, u, signIn("ann@example.org"), signInMail)[0]
 			if v.Class != tt.class || v.Class != message.Accepted && v.Scope != tt.scope || (v.Alarm != "") != tt.alarm || v.RetryAfter != tt.after {
 				t.Errorf("verdict %+v, want %s about the %s, alarm %v, after %v", v, tt.class, tt.scope, tt.alarm, tt.after)
 			}
