@@ -91,6 +91,12 @@ func New(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) 
 		return newSMTP(c, hostname, egress, lanes)
 	case "capture":
 		return newCapture(c), nil
+	case "ses":
+		s, err := newSES(c, egress)
+		if err != nil {
+			return nil, err
+		}
+		return newAPI(c, s, egress, lanes)
 	case "mailgun":
 		return newAPI(c, newMailgun(c), egress, lanes)
 	case "aliyun":
