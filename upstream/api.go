@@ -31,10 +31,10 @@ type service interface {
 	check(ctx context.Context, do doer) (Account, error)
 }
 
-// mapping is a service that takes no message as it is, but its pieces, and so not every message.
-type mapping interface {
-	// carries returns nil, or the *reply.Error that calls would return.
-	carries(raw message.Raw) error
+// selective is a service that cannot express every mail.
+type selective interface {
+	// carries returns what of m it has no place for, as Carrier has it.
+	carries(m *message.Message) error
 }
 
 // call is one request to a service.
@@ -104,8 +104,8 @@ func (u *apiUpstream) Carries(m *message.Message) error {
 			return reply.New(550, "5.6.7", "the mail service does not take a recipient's address")
 		}
 	}
-	if s, ok := u.service.(mapping); ok {
-		return s.carries(m.Raw)
+	if s, ok := u.service.(selective); ok {
+		return s.carries(m)
 	}
 	return nil
 }

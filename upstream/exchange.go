@@ -189,7 +189,8 @@ func ask(client *http.Client, req *http.Request) (answer, error) {
 func do(client *http.Client, req *http.Request, back func()) (*response, error) {
 	ctx, cancel := context.WithCancel(req.Context())
 	defer cancel()
-	resp, err := client.Do(req.WithContext(ctx))
+	// Not client.Do, which follows some redirects by way of GetBody before it asks whether it may.
+	resp, err := client.Transport.RoundTrip(req.WithContext(ctx))
 	back()
 	if err != nil {
 		return nil, err

@@ -3,14 +3,18 @@ package upstream
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"time"
 
 	"gatepost/message"
 )
 
-// checkEvery is how often the account of a service that was not well is looked at, at most.
-const checkEvery = 5 * time.Second
+const (
+	checkEvery   = 5 * time.Second // between looks at the account of a service that was not well, at least
+	firstPause   = time.Second
+	longestPause = 10 * time.Minute
+)
 
 // health is what the last verdicts say of an account. While they are bad, a slot is given only once a check call says
 // that the account works; where its credentials may not read, a mail has to try.
@@ -20,19 +24,34 @@ type health struct {
 	until    time.Time       // nothing is sent before, for the service asked for a pause
 	next     time.Time       // no check call before
 	checking bool
+	pauses   int // that a service made us make in a row without saying how long
 }
 
 // well notes a verdict that shows that the account works.
 func (h *health) well() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.verdict = message.Verdict{}
+	h.verdict, h.pauses = message.Verdict{}, 0
 }
 
-// ill notes a verdict about the account.
+// ill notes a verdict about the account. Answers that come while a pause lasts are about what was under way before it.
 func (h *health) ill(v message.Verdict) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if time.Now().Before(h.until) && v.Class == message.Throttled && v.RetryAfter == 0 {
+		return
+	}
+	h.take(v)
+}
+
+// take is ill with mu held. A service that throttles without saying for how long is left alone for a second, then two,
+// and so on up to ten minutes.
+func (h *health) take(v message.Verdict) {
+	if v.Class == message.Throttled && v.RetryAfter == 0 {
+		v.RetryAfter = min(firstPause<<min(h.pauses, 20), longestPause)
+		v.RetryAfter += rand.N(v.RetryAfter / 10)
+		h.pauses++
+	}
 	h.verdict, h.until = v, time.Now().Add(v.RetryAfter)
 }
 
@@ -65,7 +84,7 @@ func (h *health) prove(ctx context.Context, check func(ctx context.Context) erro
 	defer h.mu.Unlock()
 	h.checking = false
 	if p, ok := errors.AsType[*Paused](err); ok {
-		h.verdict, h.until = p.Verdict, time.Now().Add(p.Verdict.RetryAfter)
+		h.take(p.Verdict)
 		return err
 	}
 	if err != nil && !errors.Is(err, ErrUnproven) {

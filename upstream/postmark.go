@@ -62,11 +62,11 @@ func (s *postmark) caps() Caps {
 	return Caps{EightBitMIME: true, Size: postmarkSize, MaxRecipients: postmarkRecipients}
 }
 
-// carries implements mapping.
-func (s *postmark) carries(raw message.Raw) error {
-	_, m, err := s.read(raw, message.Envelope{Kind: message.Auth})
+// carries implements selective.
+func (s *postmark) carries(m *message.Message) error {
+	_, body, err := s.read(m.Raw, message.Envelope{Kind: m.Kind})
 	if err == nil {
-		_, err = m.with(postmarkOwn{})
+		_, err = body.with(postmarkOwn{})
 	}
 	return err
 }

@@ -45,11 +45,11 @@ func (s *sendgrid) caps() Caps {
 	return Caps{EightBitMIME: true, Size: sendgridSize, MaxRecipients: sendgridRecipients}
 }
 
-// carries implements mapping.
-func (s *sendgrid) carries(raw message.Raw) error {
-	_, m, err := s.read(raw, message.Auth)
+// carries implements selective.
+func (s *sendgrid) carries(m *message.Message) error {
+	_, body, err := s.read(m.Raw, m.Kind)
 	if err == nil {
-		_, err = m.with(sendgridOwn{})
+		_, err = body.with(sendgridOwn{})
 	}
 	return err
 }
