@@ -285,45 +285,58 @@ func TestLongLinesStayWhole(t *testing.T) {
 	}
 }
 
-func TestTheEnvelopeDecidesWhoGetsIt(t *testing.T) {
-	to := func(addresses ...string) []mail.Address {
-		var boxes []mail.Address
-		for _, a := range addresses {
-			boxes = append(boxes, mail.Address{Address: a})
-		}
-		return boxes
+// shape is a Call in addresses alone.
+type shape struct{ To, Cc, Bcc []string }
+
+func addresses(recipients []Recipient) (found []string) {
+	for _, r := range recipients {
+		found = append(found, r.Address.Address)
 	}
+	return found
+}
+
+func TestTheEnvelopeDecidesWhoGetsIt(t *testing.T) {
+	to := func(addresses ...string) []string { return addresses }
 	const a, b, c, d = "a@x.example", "b@x.example", "c@x.example", "d@x.example"
 	for name, tt := range map[string]struct {
 		header message.Raw
 		kind   message.Kind
 		to     []string
-		want   []Call
+		want   []shape
 	}{
 		"a code goes to each alone": {
-			crlf("To: "+a, "Cc: "+b), message.Auth, []string{a, b}, []Call{{To: to(a), Recipients: []int{0}}, {To: to(b), Recipients: []int{1}}}},
+			crlf("To: "+a, "Cc: "+b), message.Auth, []string{a, b}, []shape{{To: to(a)}, {To: to(b)}}},
 		"other mail shows who else got it": {
-			crlf("To: "+b+", "+a, "Cc: "+c), message.Marketing, []string{a, b, c, d}, []Call{{To: to(a, b), Cc: to(c), Bcc: to(d), Recipients: []int{0, 1, 2, 3}}}},
+			crlf("To: "+b+", "+a, "Cc: "+c), message.Marketing, []string{a, b, c, d}, []shape{{To: to(a, b), Cc: to(c), Bcc: to(d)}}},
 		"who is not in the envelope is not shown": {
-			crlf("To: "+a+", "+b, "Cc: "+c), message.Marketing, []string{a}, []Call{{To: to(a), Recipients: []int{0}}}},
+			crlf("To: "+a+", "+b, "Cc: "+c), message.Marketing, []string{a}, []shape{{To: to(a)}}},
 		"the first copy is addressed where nobody else is": {
-			crlf("To: "+a, "Cc: "+b+", "+c), message.Marketing, []string{b, c}, []Call{{To: to(b), Cc: to(c), Recipients: []int{0, 1}}}},
+			crlf("To: "+a, "Cc: "+b+", "+c), message.Marketing, []string{b, c}, []shape{{To: to(b), Cc: to(c)}}},
 		"blind copies do not know each other": {
-			crlf("To: list@x.example"), message.Marketing, []string{a, b}, []Call{{To: to(a), Recipients: []int{0}}, {To: to(b), Recipients: []int{1}}}},
+			crlf("To: list@x.example"), message.Marketing, []string{a, b}, []shape{{To: to(a)}, {To: to(b)}}},
 		"nor do they without a To": {
-			crlf("X: x"), message.Marketing, []string{a, b}, []Call{{To: to(a), Recipients: []int{0}}, {To: to(b), Recipients: []int{1}}}},
+			crlf("X: x"), message.Marketing, []string{a, b}, []shape{{To: to(a)}, {To: to(b)}}},
 		"a group of nobody shows nobody": {
-			crlf("To: undisclosed-recipients:;"), message.Marketing, []string{a}, []Call{{To: to(a), Recipients: []int{0}}}},
+			crlf("To: undisclosed-recipients:;"), message.Marketing, []string{a}, []shape{{To: to(a)}}},
 		"one address twice is two requests": {
-			crlf("To: " + a), message.Marketing, []string{a, "A@x.example"}, []Call{{To: to(a), Recipients: []int{0}}, {To: to("A@x.example"), Recipients: []int{1}}}},
+			crlf("To: " + a), message.Marketing, []string{a, "A@x.example"}, []shape{{To: to(a)}, {To: to("A@x.example")}}},
 		"who is in To and Cc is in To": {
-			crlf("To: "+a, "Cc: "+a+", "+b), message.Marketing, []string{a, b}, []Call{{To: to(a), Cc: to(b), Recipients: []int{0, 1}}}},
+			crlf("To: "+a, "Cc: "+a+", "+b), message.Marketing, []string{a, b}, []shape{{To: to(a), Cc: to(b)}}},
 		"an IDN is the same in letters and in ASCII": {
-			crlf("To: A@BÜCHER.example"), message.Marketing, []string{"a@xn--bcher-kva.example", b}, []Call{{To: to("a@xn--bcher-kva.example"), Bcc: to(b), Recipients: []int{0, 1}}}},
+			crlf("To: A@BÜCHER.example"), message.Marketing, []string{"a@xn--bcher-kva.example", b}, []shape{{To: to("a@xn--bcher-kva.example"), Bcc: to(b)}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := mustRead(t, append(bytes.Clone([]byte("From: f@x.example\r\n")), append(tt.header, "\r\nx\r\n"...)...))
-			if got := l.Calls(message.Envelope{Kind: tt.kind, To: tt.to}); !reflect.DeepEqual(got, tt.want) {
+			var got []shape
+			for _, c := range l.Calls(message.Envelope{Kind: tt.kind, To: tt.to}) {
+				got = append(got, shape{addresses(c.To), addresses(c.Cc), addresses(c.Bcc)})
+				for _, r := range c.All() {
+					if tt.to[r.N] != r.Address.Address {
+						t.Errorf("%q is recipient %d of %q", r.Address.Address, r.N, tt.to)
+					}
+				}
+			}
+			if !reflect.DeepEqual(got, tt.want) {
 				t.Errorf("got  %+v\nwant %+v", got, tt.want)
 			}
 		})

@@ -131,10 +131,10 @@ func checkCalls(t *testing.T, l *letter.Letter, kind message.Kind) {
 	}
 	seen := map[int]int{}
 	for _, c := range l.Calls(e) {
-		for _, n := range c.Recipients {
-			seen[n]++
+		for _, r := range c.All() {
+			seen[r.N]++
 		}
-		if len(c.To) == 0 || len(c.To)+len(c.Cc)+len(c.Bcc) != len(c.Recipients) || kind == message.Auth && len(c.Recipients) != 1 {
+		if len(c.To) == 0 || kind == message.Auth && len(c.All()) != 1 {
 			t.Errorf("a request is for %+v", c)
 		}
 	}

@@ -99,6 +99,11 @@ func (u *apiUpstream) Traits() Traits {
 
 // Carries implements Carrier.
 func (u *apiUpstream) Carries(m *message.Message) error {
+	for _, r := range m.Recipients {
+		if _, err := path(r.Address, u.service.caps().SMTPUTF8); err != nil {
+			return reply.New(550, "5.6.7", "the mail service does not take a recipient's address")
+		}
+	}
 	if s, ok := u.service.(selective); ok {
 		return s.carries(m)
 	}

@@ -99,6 +99,10 @@ func New(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) 
 		return newAPI(c, s, egress, lanes)
 	case "mailgun":
 		return newAPI(c, newMailgun(c), egress, lanes)
+	case "sendgrid":
+		return newAPI(c, newSendgrid(c), egress, lanes)
+	case "postmark":
+		return newAPI(c, newPostmark(c), egress, lanes)
 	case "aliyun":
 		return newAPI(c, newAliyun(c), egress, lanes)
 	case "webhook":
