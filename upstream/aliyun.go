@@ -80,7 +80,7 @@ func (s *aliyun) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.form(slices.Concat(wire...))
+	m, err := s.form(wholeMail(wire))
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -66,7 +65,7 @@ func (w *webhook) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw := slices.Concat(wire...)
+	raw := wholeMail(wire)
 	var calls []call
 	for _, to := range perCall(e, len(e.To)) {
 		one := e
