@@ -105,3 +105,24 @@ func TestATestMessageToAnUpstreamThatRefusesTheLoginEndsAtOnce(t *testing.T) {
 		t.Errorf("it took %v", took)
 	}
 }
+
+func TestAServiceWithAnAPIIsCheckedAndTriedFromItsConfig(t *testing.T) {
+	g := newGateway(t)
+	service := upstreamtest.NewService(t, upstreamtest.ServiceOptions{Plain: true}, func(upstreamtest.Request) upstreamtest.Reply {
+		return upstreamtest.Reply{Status: 204}
+	})
+	if err := os.WriteFile(filepath.Join(g.dir, "webhook.secret"), []byte("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g.replace("type    = \"smtp\"\naddress = \""+g.auth.Addr()+"\"\ntls     = \"none\"",
+		"type = \"webhook\"\nurl = \""+service.URL()+"/deliver\"\nsecret_file = \"webhook.secret\"")
+
+	if r := g.run("check"); !strings.Contains(r.out, "sink      webhook  auth    not proven  127.0.0.2\n") || len(service.All()) != 0 {
+		t.Errorf("check made %d requests and printed\n%s\nwant none, and that the webhook is not proven", len(service.All()), r.out)
+	}
+	g.ok("send", "--upstream", "sink", "--to", "ann@example.org")
+	r := service.Wait(1)[0]
+	if r.Peer.Addr().String() != "127.0.0.2" || r.Header.Get("X-Gatepost-To") != "ann@example.org" || !strings.Contains(string(r.Body), "d=auth.example.com") {
+		t.Errorf("%+v arrived, want a signed mail for ann from the stream's egress", r)
+	}
+}

@@ -70,7 +70,10 @@ func (s *aliyun) caps() Caps { return Caps{Size: aliyunSize} }
 
 // carries implements selective.
 func (s *aliyun) carries(m *message.Message) error {
-	_, err := s.form(m.Raw)
+	f, err := s.form(m.Raw)
+	if err == nil {
+		_, err = f.body("")
+	}
 	return err
 }
 
@@ -80,7 +83,7 @@ func (s *aliyun) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.form(slices.Concat(wire...))
+	m, err := s.form(wholeMail(wire))
 	if err != nil {
 		return nil, err
 	}
@@ -89,9 +92,9 @@ func (s *aliyun) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	}
 	var calls []call
 	for i, to := range e.To {
-		body := m.encode(to)
-		if len(body) > aliyunSize {
-			return nil, reply.New(552, "5.3.4", "The message is too big for DirectMail: %d octets of a request, %d are taken", len(body), aliyunSize)
+		body, err := m.body(to)
+		if err != nil {
+			return nil, err
 		}
 		calls = append(calls, call{
 			to:      []int{i},
@@ -267,10 +270,14 @@ func (m *aliyunMail) set(e message.Envelope, c *config.Upstream) error {
 	return err
 }
 
-// encode returns the body of the request for one recipient.
-func (m *aliyunMail) encode(to string) []byte {
+// body returns the body of the request for one recipient. Encoded, text beyond ASCII has three times its size.
+func (m *aliyunMail) body(to string) ([]byte, error) {
 	m.form.Set("ToAddress", to)
-	return []byte(m.form.Encode())
+	body := []byte(m.form.Encode())
+	if len(body) > aliyunSize {
+		return nil, reply.New(552, "5.3.4", "The message is too big for DirectMail: %d octets of a request, %d are taken", len(body), aliyunSize)
+	}
+	return body, nil
 }
 
 // aliyunSaid is what the service says of a call.

@@ -69,12 +69,12 @@ var ErrUnproven = errors.New("the credentials may not read: only sending a mail 
 
 // apiUpstream hands mail to a service with an HTTP API.
 type apiUpstream struct {
-	cfg     *config.Upstream
-	service service
-	client  *http.Client
-	lines   *lines
-	slots   *slots
-	health  health
+	cfg       *config.Upstream
+	service   service
+	transport *http.Transport
+	lines     *lines
+	slots     *slots
+	health    health
 }
 
 // newAPI makes the upstream that c describes over a service of its type.
@@ -87,7 +87,7 @@ func newAPI(c *config.Upstream, s service, egress *Egress, lanes []LaneKind) (*a
 	if err != nil {
 		return nil, fmt.Errorf("upstream %s: %w", c.Name, err)
 	}
-	return &apiUpstream{cfg: c, service: s, client: l.client(c.Connections), lines: l, slots: newSlots(c.Connections, c.Rate, lanes)}, nil
+	return &apiUpstream{cfg: c, service: s, transport: l.transport(c.Connections), lines: l, slots: newSlots(c.Connections, c.Rate, lanes)}, nil
 }
 
 // Traits implements Upstream.
@@ -162,7 +162,7 @@ func (u *apiUpstream) Check(ctx context.Context) (Account, error) {
 
 // get is the doer of check calls. Its error is *Paused, or ctx's.
 func (u *apiUpstream) get(req *http.Request) (answer, error) {
-	a, err := ask(u.client, req)
+	a, err := ask(u.transport, req)
 	if err != nil && req.Context().Err() != nil {
 		return a, req.Context().Err()
 	}
@@ -177,7 +177,7 @@ func (u *apiUpstream) Close(ctx context.Context) error {
 	u.slots.close()
 	err := u.slots.drain(ctx)
 	u.lines.close()
-	u.client.CloseIdleConnections()
+	u.transport.CloseIdleConnections()
 	if err != nil {
 		return fmt.Errorf("close upstream %s: mail was still being handed over: %w", u.cfg.Name, err)
 	}
@@ -267,11 +267,11 @@ func uncarried(err error) message.Verdict {
 // hand makes one call, again over a new connection where the first turns out to be one that the service had closed. It
 // returns nil where commit said no.
 func (u *apiUpstream) hand(ctx context.Context, c call, commit func() error) []message.Verdict {
-	x := &exchange{client: u.client, commit: commit}
+	x := &exchange{transport: u.transport, commit: commit}
 	err := c.ask(ctx, x)
 	if x.stale() && ctx.Err() == nil {
-		u.client.CloseIdleConnections()
-		x = &exchange{client: u.client, commit: commit}
+		u.transport.CloseIdleConnections()
+		x = &exchange{transport: u.transport, commit: commit}
 		err = c.ask(ctx, x)
 	}
 	switch {

@@ -36,9 +36,9 @@ type answer struct {
 // exchange is one request through the commit gate, and its answer. The service can have the last byte of the body only
 // once commit has returned nil: until then the request is not complete, and can be taken back by closing it.
 type exchange struct {
-	client *http.Client
-	commit func() error
-	over   atomic.Bool
+	transport http.RoundTripper
+	commit    func() error
+	over      atomic.Bool
 
 	mu       sync.Mutex // held while commit runs
 	asked    bool
@@ -53,8 +53,8 @@ type exchange struct {
 	answer   answer
 }
 
-// Do sends req, whose body must have a length, and reads the answer, which it leaves in x too. It is net/http's Do with
-// the gate in front of the last byte of the body.
+// Do sends req, whose body must have a length, and reads the answer, which it leaves in x too. It is net/http's RoundTrip
+// with the gate in front of the last byte of the body.
 func (x *exchange) Do(req *http.Request) (*http.Response, error) {
 	if x.asked {
 		return nil, errors.New("a call makes one request")
@@ -66,7 +66,7 @@ func (x *exchange) Do(req *http.Request) (*http.Response, error) {
 	req = req.Clone(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: x.got}))
 	req.Body = &gatedBody{ReadCloser: req.Body, exchange: x, left: req.ContentLength}
 	req.GetBody = x.decline
-	resp, err := do(x.client, req, x.end)
+	resp, err := do(x.transport, req, x.end)
 	if err != nil {
 		return nil, err
 	}
@@ -177,8 +177,8 @@ type response struct {
 }
 
 // ask makes a request without a gate.
-func ask(client *http.Client, req *http.Request) (answer, error) {
-	r, err := do(client, req, func() {})
+func ask(t http.RoundTripper, req *http.Request) (answer, error) {
+	r, err := do(t, req, func() {})
 	if err != nil {
 		return answer{}, err
 	}
@@ -186,11 +186,10 @@ func ask(client *http.Client, req *http.Request) (answer, error) {
 }
 
 // do makes a request and reads its answer. back is called as soon as the status is known, or that there will be none.
-func do(client *http.Client, req *http.Request, back func()) (*response, error) {
+func do(t http.RoundTripper, req *http.Request, back func()) (*response, error) {
 	ctx, cancel := context.WithCancel(req.Context())
 	defer cancel()
-	// Not client.Do, which follows some redirects by way of GetBody before it asks whether it may.
-	resp, err := client.Transport.RoundTrip(req.WithContext(ctx))
+	resp, err := t.RoundTrip(req.WithContext(ctx))
 	back()
 	if err != nil {
 		return nil, err
@@ -208,6 +207,9 @@ func do(client *http.Client, req *http.Request, back func()) (*response, error) 
 
 // explain says what kept a request from being answered, without its URL, which may hold a secret.
 func (u *apiUpstream) explain(err error) string {
+	if p, ok := errors.AsType[*Paused](err); ok {
+		return p.Verdict.Text
+	}
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err
 	}

@@ -77,13 +77,13 @@ func newLines(c *config.Upstream, to *url.URL, egress *Egress) (*lines, error) {
 	return l, nil
 }
 
-// client returns the one HTTP client of the upstream. It knows no proxy from the environment, follows no redirects and
-// has no timeout of its own: the timers of a hand-over are the relay's.
-func (l *lines) client(connections int) *http.Client {
+// transport returns what makes the upstream's requests. It knows no proxy from the environment and has no timeout of its
+// own: the timers of a hand-over are the relay's. It is used without an http.Client, which would follow redirects.
+func (l *lines) transport(connections int) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
-	t := &http.Transport{
+	return &http.Transport{
 		DialContext:            l.take,
 		DialTLSContext:         l.take,
 		Protocols:              &protocols,
@@ -95,7 +95,6 @@ func (l *lines) client(connections int) *http.Client {
 		MaxResponseHeaderBytes: maxAnswer,
 		DisableCompression:     true,
 	}
-	return &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // use counts one more who will make requests; leave ends that.

@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +28,9 @@ const (
 	webhookFrom   = "X-Gatepost-From" // envelope sender; empty for the null sender
 	webhookTo     = "X-Gatepost-To"   // envelope recipients, with commas between
 )
+
+// webhookRecipients is how many recipients a request names at most: web servers take header lines of 8 KB.
+const webhookRecipients = 20
 
 // webhook hands mail to a web service of the user's own, signed as Standard Webhooks 1.0.0 says: the message as it is
 // with its envelope beside it, or both in JSON.
@@ -59,16 +61,16 @@ func (w *webhook) caps() Caps { return Caps{EightBitMIME: true, SMTPUTF8: true} 
 // check finds nothing out: a receiver of mail need not know anything else.
 func (w *webhook) check(context.Context, doer) (Account, error) { return Account{}, ErrUnproven }
 
-// calls makes a request for each recipient of auth mail, so that each has a verdict of its own, and one for all of other
-// mail.
+// calls makes a request for each recipient of auth mail, so that each has a verdict of its own, and as few as can be for
+// other mail.
 func (w *webhook) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	keys, err := w.keys()
 	if err != nil {
 		return nil, err
 	}
-	raw := slices.Concat(wire...)
+	raw := wholeMail(wire)
 	var calls []call
-	for _, to := range perCall(e, len(e.To)) {
+	for _, to := range perCall(e, webhookRecipients) {
 		one := e
 		one.To = make([]string, len(to))
 		for i, n := range to {

@@ -182,6 +182,13 @@ func TestAWebhookIsKnownAgainOnEveryTryAndForEachRecipient(t *testing.T) {
 	if len(ids) != 4 || ids[0] != ids[2] || ids[1] == ids[0] || ids[3] == ids[0] || ids[3] == ids[1] {
 		t.Fatalf("ids %q, want one for ann twice, one for bob and one for both", ids)
 	}
+	for i := range 43 {
+		marketing.To = append(marketing.To, fmt.Sprintf("user%d@example.net", i))
+	}
+	handOver(t, u, marketing, signInMail)
+	if got := len(s.Requests()) - 4; got != 3 {
+		t.Errorf("45 recipients of marketing mail make %d requests, want 3", got)
+	}
 	// What docs/upstreams.md tells receivers to compute.
 	hash := sha256.Sum256([]byte("no-reply@auth.example.com\nann@example.org\n"))
 	if want := fmt.Sprintf("%s.%x", message.ID(0x1234567890), hash[:8]); ids[0] != want {

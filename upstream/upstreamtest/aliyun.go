@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -30,13 +31,13 @@ func VerifyAliyun(r Request, keyID, secret string, now time.Time) error {
 		return fmt.Errorf("signed header fields %q are not in order", signed)
 	}
 	for _, name := range aliyunSigned {
-		if !contains(signed, name) {
+		if !slices.Contains(signed, name) {
 			return fmt.Errorf("header field %s is not signed", name)
 		}
 	}
 	for name := range r.Header {
 		name = strings.ToLower(name)
-		if (strings.HasPrefix(name, "x-acs-") || name == "content-type") && !contains(signed, name) {
+		if (strings.HasPrefix(name, "x-acs-") || name == "content-type") && !slices.Contains(signed, name) {
 			return fmt.Errorf("header field %s is not signed", name)
 		}
 	}
@@ -49,15 +50,16 @@ func VerifyAliyun(r Request, keyID, secret string, now time.Time) error {
 		return fmt.Errorf("the body's hash is %s, told was %s", payload, got)
 	}
 	path, query, _ := strings.Cut(r.Path, "?")
-	request := r.Method + "\n" + path + "\n" + canonicalQuery(query) + "\n"
+	var request strings.Builder
+	request.WriteString(r.Method + "\n" + path + "\n" + canonicalQuery(query) + "\n")
 	for _, name := range signed {
-		request += name + ":" + received(r, name) + "\n"
+		request.WriteString(name + ":" + received(r, name) + "\n")
 	}
-	request += "\n" + told["SignedHeaders"] + "\n" + payload
+	request.WriteString("\n" + told["SignedHeaders"] + "\n" + payload)
 	mac := hmac.New(sha256.New, []byte(secret))
-	fmt.Fprintf(mac, "%s\n%x", algorithm, sha256.Sum256([]byte(request)))
+	fmt.Fprintf(mac, "%s\n%x", algorithm, sha256.Sum256([]byte(request.String())))
 	if want := fmt.Sprintf("%x", mac.Sum(nil)); told["Signature"] != want {
-		return errors.New("the signature does not match " + request)
+		return errors.New("the signature does not match " + request.String())
 	}
 	return nil
 }
@@ -70,15 +72,6 @@ func pairs(s, separator string) map[string]string {
 		m[name] = value
 	}
 	return m
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }
 
 // received returns the value of a header field of r, by its name in lower case, as it stood on the wire. net/http keeps

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -37,11 +38,11 @@ func VerifySigV4(r Request, key AWSKey, now time.Time) error {
 	}
 	signed := strings.Split(told["SignedHeaders"], ";")
 	for name := range r.Header {
-		if name = strings.ToLower(name); strings.HasPrefix(name, "x-amz-") && !contains(signed, name) {
+		if name = strings.ToLower(name); strings.HasPrefix(name, "x-amz-") && !slices.Contains(signed, name) {
 			return fmt.Errorf("header field %s is not signed", name)
 		}
 	}
-	if !contains(signed, "host") {
+	if !slices.Contains(signed, "host") {
 		return errors.New("the host is not signed")
 	}
 	want := sigV4(r, key, signed, stamp, scope)
@@ -54,12 +55,13 @@ func VerifySigV4(r Request, key AWSKey, now time.Time) error {
 // sigV4 computes the signature over the header fields named.
 func sigV4(r Request, key AWSKey, signed []string, stamp, scope string) string {
 	path, query, _ := strings.Cut(r.Path, "?")
-	request := r.Method + "\n" + sigV4Path(path, key.Service) + "\n" + canonicalQuery(query) + "\n"
+	var request strings.Builder
+	request.WriteString(r.Method + "\n" + sigV4Path(path, key.Service) + "\n" + canonicalQuery(query) + "\n")
 	for _, name := range signed {
-		request += name + ":" + received(r, name) + "\n"
+		request.WriteString(name + ":" + received(r, name) + "\n")
 	}
-	request += "\n" + strings.Join(signed, ";") + "\n" + fmt.Sprintf("%x", sha256.Sum256(r.Body))
-	text := fmt.Sprintf("AWS4-HMAC-SHA256\n%s\n%s\n%x", stamp, scope, sha256.Sum256([]byte(request)))
+	request.WriteString("\n" + strings.Join(signed, ";") + "\n" + fmt.Sprintf("%x", sha256.Sum256(r.Body)))
+	text := fmt.Sprintf("AWS4-HMAC-SHA256\n%s\n%s\n%x", stamp, scope, sha256.Sum256([]byte(request.String())))
 	k := []byte("AWS4" + key.Secret)
 	for part := range strings.SplitSeq(scope, "/") {
 		k = hmacSHA256(k, part)
