@@ -31,6 +31,12 @@ type service interface {
 	check(ctx context.Context, do doer) (Account, error)
 }
 
+// selective is a service that cannot express every mail.
+type selective interface {
+	// carries returns what of m it has no place for, as Carrier has it.
+	carries(m *message.Message) error
+}
+
 // call is one request to a service.
 type call struct {
 	to []int // positions in the envelope's recipients
@@ -119,6 +125,19 @@ func (u *apiUpstream) Traits() Traits {
 	t := u.service.traits()
 	t.DKIM = u.cfg.DKIM
 	return t
+}
+
+// Carries implements Carrier.
+func (u *apiUpstream) Carries(m *message.Message) error {
+	for _, r := range m.Recipients {
+		if _, err := path(r.Address, u.service.caps().SMTPUTF8); err != nil {
+			return reply.New(550, "5.6.7", "the mail service does not take a recipient's address")
+		}
+	}
+	if s, ok := u.service.(selective); ok {
+		return s.carries(m)
+	}
+	return nil
 }
 
 // Reserve implements Upstream. Where the last verdicts were about the account, it looks at that before it gives a slot.

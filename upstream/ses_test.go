@@ -29,7 +29,7 @@ type sesMail struct {
 
 // sesHost answers as SES does, to those whose signature is right.
 func sesHost(r upstreamtest.Request) upstreamtest.Reply {
-	if err := upstreamtest.VerifySigV4(r.HTTP(), r.Body, sesKey, time.Now()); err != nil {
+	if err := upstreamtest.VerifySigV4(r, sesKey, time.Now()); err != nil {
 		return sesSays(403, "InvalidSignatureException", err.Error())
 	}
 	if r.Method == http.MethodGet {

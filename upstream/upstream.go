@@ -99,6 +99,18 @@ func New(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) 
 		return newAPI(c, s, egress, lanes)
 	case "mailgun":
 		return newAPI(c, newMailgun(c), egress, lanes)
+	case "sendgrid":
+		return newAPI(c, newSendgrid(c), egress, lanes)
+	case "postmark":
+		return newAPI(c, newPostmark(c), egress, lanes)
+	case "aliyun":
+		return newAPI(c, newAliyun(c), egress, lanes)
+	case "webhook":
+		w, err := newWebhook(c)
+		if err != nil {
+			return nil, err
+		}
+		return newAPI(c, w, egress, lanes)
 	}
 	return nil, fmt.Errorf("upstream %s: type %q is not known", c.Name, c.Type)
 }

@@ -6,7 +6,6 @@ import (
 	"io"
 	"mime"
 	"mime/multipart"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -43,13 +42,13 @@ type goldenFile struct {
 	Content string `json:"content"`
 }
 
-// CheckRequest compares r, as a service received it with body, with testdata/requests/NAME.json. A name begins with the
+// CheckRequest compares r, as a service received it, with testdata/requests/NAME.json. A name begins with the
 // type and a hyphen: "sendgrid-inline". service is the address that the type has without an endpoint of its own in the
 // config, as "https://api.sendgrid.com": the request stands there as if it had gone to it. With GATEPOST_UPDATE=1 in
 // the environment the file is written anew instead.
-func CheckRequest(tb testing.TB, name, service string, r *http.Request, body []byte) {
+func CheckRequest(tb testing.TB, name, service string, r Request) {
 	tb.Helper()
-	got := marshalRequest(tb, service, r, body)
+	got := marshalRequest(tb, service, r)
 	file := filepath.Join(goldenRequests, name+".json")
 	if os.Getenv("GATEPOST_UPDATE") != "" {
 		if err := os.MkdirAll(goldenRequests, 0o755); err != nil {
@@ -69,9 +68,9 @@ func CheckRequest(tb testing.TB, name, service string, r *http.Request, body []b
 	}
 }
 
-func marshalRequest(tb testing.TB, service string, r *http.Request, body []byte) []byte {
+func marshalRequest(tb testing.TB, service string, r Request) []byte {
 	tb.Helper()
-	g := goldenRequest{Method: r.Method, URL: service + r.URL.RequestURI(), Header: map[string]string{}}
+	g := goldenRequest{Method: r.Method, URL: service + r.Path, Header: map[string]string{}}
 	for name, values := range r.Header {
 		switch {
 		case name == "Content-Length" || name == "Accept-Encoding":
@@ -81,8 +80,8 @@ func marshalRequest(tb testing.TB, service string, r *http.Request, body []byte)
 			g.Header[name] = strings.Join(values, ", ")
 		}
 	}
-	if err := g.read(r.Header.Get("Content-Type"), body); err != nil {
-		tb.Fatalf("the body of the request cannot be read as what it says that it is: %v\n%s", err, body)
+	if err := g.read(r.Header.Get("Content-Type"), r.Body); err != nil {
+		tb.Fatalf("the body of the request cannot be read as what it says that it is: %v\n%s", err, r.Body)
 	}
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)

@@ -5,7 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -18,9 +18,9 @@ type AWSKey struct {
 	Service    string // as signed: "ses" for SES v2
 }
 
-// VerifySigV4 recomputes AWS Signature Version 4 over r as it arrived, with its body, as the service does at the time
-// now. It follows the vendor's text and shares nothing with the SDK.
-func VerifySigV4(r *http.Request, body []byte, key AWSKey, now time.Time) error {
+// VerifySigV4 recomputes AWS Signature Version 4 over r as it arrived, as the service does at the time now. It follows
+// the vendor's text and shares nothing with the SDK.
+func VerifySigV4(r Request, key AWSKey, now time.Time) error {
 	algorithm, rest, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	told := pairs(rest, ",")
 	stamp := r.Header.Get("X-Amz-Date")
@@ -38,14 +38,14 @@ func VerifySigV4(r *http.Request, body []byte, key AWSKey, now time.Time) error 
 	}
 	signed := strings.Split(told["SignedHeaders"], ";")
 	for name := range r.Header {
-		if name = strings.ToLower(name); strings.HasPrefix(name, "x-amz-") && !contains(signed, name) {
+		if name = strings.ToLower(name); strings.HasPrefix(name, "x-amz-") && !slices.Contains(signed, name) {
 			return fmt.Errorf("header field %s is not signed", name)
 		}
 	}
-	if !contains(signed, "host") {
+	if !slices.Contains(signed, "host") {
 		return errors.New("the host is not signed")
 	}
-	want := sigV4(r, body, key, signed, stamp, scope)
+	want := sigV4(r, key, signed, stamp, scope)
 	if told["Signature"] != want {
 		return fmt.Errorf("the signature is %s, want %s", told["Signature"], want)
 	}
@@ -53,13 +53,15 @@ func VerifySigV4(r *http.Request, body []byte, key AWSKey, now time.Time) error 
 }
 
 // sigV4 computes the signature over the header fields named.
-func sigV4(r *http.Request, body []byte, key AWSKey, signed []string, stamp, scope string) string {
-	request := r.Method + "\n" + sigV4Path(r.URL.EscapedPath(), key.Service) + "\n" + canonicalQuery(r.URL.RawQuery) + "\n"
+func sigV4(r Request, key AWSKey, signed []string, stamp, scope string) string {
+	path, query, _ := strings.Cut(r.Path, "?")
+	var request strings.Builder
+	request.WriteString(r.Method + "\n" + sigV4Path(path, key.Service) + "\n" + canonicalQuery(query) + "\n")
 	for _, name := range signed {
-		request += name + ":" + received(r, name) + "\n"
+		request.WriteString(name + ":" + received(r, name) + "\n")
 	}
-	request += "\n" + strings.Join(signed, ";") + "\n" + fmt.Sprintf("%x", sha256.Sum256(body))
-	text := fmt.Sprintf("AWS4-HMAC-SHA256\n%s\n%s\n%x", stamp, scope, sha256.Sum256([]byte(request)))
+	request.WriteString("\n" + strings.Join(signed, ";") + "\n" + fmt.Sprintf("%x", sha256.Sum256(r.Body)))
+	text := fmt.Sprintf("AWS4-HMAC-SHA256\n%s\n%s\n%x", stamp, scope, sha256.Sum256([]byte(request.String())))
 	k := []byte("AWS4" + key.Secret)
 	for part := range strings.SplitSeq(scope, "/") {
 		k = hmacSHA256(k, part)
@@ -69,9 +71,6 @@ func sigV4(r *http.Request, body []byte, key AWSKey, signed []string, stamp, sco
 
 // sigV4Path encodes a path that is encoded already once more, as every service but S3 does.
 func sigV4Path(path, service string) string {
-	if path == "" {
-		return "/"
-	}
 	if service == "s3" {
 		return path
 	}
