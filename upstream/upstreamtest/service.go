@@ -255,6 +255,17 @@ func (s *Service) URL() string {
 	return "https://" + s.addr
 }
 
+// Port returns the port of URL.
+func (s *Service) Port() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, port, err := net.SplitHostPort(s.addr)
+	if err != nil {
+		s.tb.Errorf("the test service listens at %q: %v", s.addr, err)
+	}
+	return port
+}
+
 // CAFile returns the PEM file with the certificate to trust; "" without TLS.
 func (s *Service) CAFile() string { return s.ca }
 
