@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"net/mail"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -274,6 +275,20 @@ func TestFieldsThatSteerAServiceAreLeftOut(t *testing.T) {
 		"Resent-To: c@d.example", "X-Gatepost-TTL: 5m", "Authentication-Results: x", "List-ID: <l.b.example>", "Precedence: bulk", "Auto-Submitted: auto-generated", "", "x"))
 	if want := []Field{{"List-ID", "<l.b.example>"}, {"Precedence", "bulk"}, {"Auto-Submitted", "auto-generated"}}; !slices.Equal(l.Header, want) {
 		t.Errorf("the header is %+v, want %+v", l.Header, want)
+	}
+}
+
+func TestEveryFieldThatIsLeftOutIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("../docs/upstreams.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(strings.ToLower(string(page)), "\n## services that build the message\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	for _, name := range lost {
+		if !strings.Contains(section, strings.TrimSuffix(name, "-")) {
+			t.Errorf("the page does not say that %s is left out", name)
+		}
 	}
 }
 

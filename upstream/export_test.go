@@ -20,3 +20,8 @@ var AliyunLost = aliyunLost
 func AliyunEndpoint(region string) string {
 	return newAliyun(&config.Upstream{Region: region}).endpoint()
 }
+
+// SendgridEndpoint returns where mail of a region goes.
+func SendgridEndpoint(region string) string {
+	return newSendgrid(&config.Upstream{Region: region}).endpoint()
+}

@@ -63,7 +63,9 @@ func (m jsonMail) ask(url string, header map[string]string, body net.Buffers) fu
 		if err != nil {
 			return err
 		}
-		req.ContentLength = octets(body)
+		for _, b := range body {
+			req.ContentLength += int64(len(b))
+		}
 		req.Header.Set("Content-Type", "application/json")
 		req.Header.Set("Accept", "application/json")
 		for name, value := range header {
