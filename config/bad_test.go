@@ -50,6 +50,7 @@ func TestABadConfigIsToldByLineAndKey(t *testing.T) {
 	maps.Copy(all, badDelivery)
 	maps.Copy(all, badServices)
 	maps.Copy(all, badMapped)
+	maps.Copy(all, badAPIs)
 	for name, tt := range all {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

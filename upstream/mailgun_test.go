@@ -201,7 +201,7 @@ func TestAMailgunRequestIsWhatMailgunDescribes(t *testing.T) {
 				t.Errorf("Captures is %v in test mode %v", u.Traits().Captures, c.TestMode)
 			}
 			r := s.Wait(1)[0]
-			if user, key, _ := (&http.Request{Header: r.Header}).BasicAuth(); user != "api" || key != "key-1234" {
+			if user, key, _ := basicAuth(r); user != "api" || key != "key-1234" {
 				t.Errorf("logged in as %q with %q", user, key)
 			}
 			upstreamtest.CheckRequest(t, name, "https://api.mailgun.net", r)
@@ -209,9 +209,14 @@ func TestAMailgunRequestIsWhatMailgunDescribes(t *testing.T) {
 	}
 }
 
+// basicAuth returns who made a request, and with which key.
+func basicAuth(r upstreamtest.Request) (user, key string, ok bool) {
+	return (&http.Request{Header: r.Header}).BasicAuth()
+}
+
 func TestARotatedKeyIsUsedWithTheNextRequest(t *testing.T) {
 	s := upstreamtest.NewService(t, upstreamtest.ServiceOptions{}, func(r upstreamtest.Request) upstreamtest.Reply {
-		if _, key, _ := (&http.Request{Header: r.Header}).BasicAuth(); key != "key-5678" {
+		if _, key, _ := basicAuth(r); key != "key-5678" {
 			return upstreamtest.Reply{Status: 401, Body: "Forbidden"}
 		}
 		return mailgunHost(r)
