@@ -48,7 +48,9 @@ func TestABadConfigIsToldByLineAndKey(t *testing.T) {
 	maps.Copy(all, badStreams)
 	maps.Copy(all, badRules)
 	maps.Copy(all, badDelivery)
+	maps.Copy(all, badServices)
 	maps.Copy(all, badMapped)
+	maps.Copy(all, badAPIs)
 	for name, tt := range all {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

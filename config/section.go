@@ -197,7 +197,7 @@ func (l *loader) proxy(t *table) string {
 	address, ok := strings.CutPrefix(s, "socks5://")
 	host, port, err := splitHostPort(strings.TrimSuffix(address, "/"))
 	if !ok || err != nil || port == 0 || !isHost(host) {
-		t.bad(t.at("proxy"), `write proxy = "socks5://10.0.0.9:1080"`, "%q is not socks5://host:port", s)
+		t.bad(t.at("proxy"), `write proxy = "socks5://10.0.0.9:1080"`, "is not socks5://host:port") // it may hold a secret
 		return ""
 	}
 	return net.JoinHostPort(host, strconv.Itoa(port))

@@ -396,6 +396,9 @@ func TestTheCheckOfAliyunTellsKeysAndSenderAddresses(t *testing.T) {
 		"a wrong clock":         {aliyunSays(400, "InvalidTimeStamp.Expired", "x"), "", message.Temporary, false},
 		"too fast":              {aliyunSays(400, "Throttling.User", "x"), "", message.Throttled, false},
 		"a service in trouble":  {upstreamtest.Reply{Status: 502, Body: "<h1>", Header: map[string]string{"Content-Type": "text/html"}}, "", message.Temporary, false},
+		"an answer that is cut": {upstreamtest.Reply{Body: address("a@auth.example.com", "0", "0"), How: upstreamtest.Cut}, "", "", false},
+		"a call it knows not":   {aliyunSays(400, "InvalidParameter", "x"), "", "", true},
+		"a gateway that waited": {upstreamtest.Reply{Status: 504}, "", message.Temporary, false},
 		"something new":         {aliyunSays(400, "SomethingNew", "x"), "", message.Temporary, false},
 	} {
 		t.Run(name, func(t *testing.T) {

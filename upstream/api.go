@@ -44,6 +44,36 @@ type call struct {
 	ask func(ctx context.Context, x *exchange) error
 	// meaning says what a complete or cut answer means: one verdict for all of to, or one for each in order.
 	meaning func(a answer) []message.Verdict
+	// alone makes the same call for one of to, nil where that is of no use. It is asked where one verdict refuses all for
+	// the sake of a recipient: nothing was taken then, and the others are to get their mail.
+	alone func(to int) call
+}
+
+// oneRefused reports whether vs refuses the whole call because of one of its recipients.
+func (c call) oneRefused(vs []message.Verdict) bool {
+	return c.alone != nil && len(c.to) > 1 && len(vs) == 1 && vs[0].Class == message.Permanent && vs[0].Scope == message.ScopeRecipient
+}
+
+// perCall splits the positions of e's recipients: one for each call of auth mail, else at most so many.
+func perCall(e message.Envelope, most int) [][]int {
+	if e.Kind == message.Auth {
+		most = 1
+	}
+	all := make([]int, len(e.To))
+	for i := range all {
+		all[i] = i
+	}
+	return slices.Collect(slices.Chunk(all, most))
+}
+
+// splittable makes the calls for what perCall says, each of which can be made again for every recipient alone.
+func splittable(e message.Envelope, most int, one func(to []int) call) (calls []call) {
+	for _, to := range perCall(e, most) {
+		c := one(to)
+		c.alone = func(at int) call { return one([]int{at}) }
+		calls = append(calls, c)
+	}
+	return calls
 }
 
 // doer makes one request that nothing depends on: to read, not to send.
@@ -56,7 +86,7 @@ type Account struct {
 	Traps []string // what will keep mail from arriving: "in the sandbox: only verified recipients get mail"
 }
 
-// Checker is an Upstream that can tell whether its account works without sending a mail.
+// Checker is an Upstream that can tell more of its account than Reserve does, which connects and, over SMTP, logs in.
 type Checker interface {
 	// Check logs in from the egress and reads what the account may. Its error is *Paused; ErrUnproven where the service
 	// knows the credentials, but does not let them read anything; or ctx's.
@@ -216,7 +246,8 @@ func (s *apiSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffers
 	}
 	verdicts := make([]message.Verdict, len(e.To))
 	var rest *message.Verdict // why the calls that are left are not made
-	for i, c := range calls {
+	for i := 0; i < len(calls); i++ {
+		c := calls[i]
 		var vs []message.Verdict
 		if rest == nil {
 			vs = u.hand(ctx, c, commit)
@@ -229,6 +260,11 @@ func (s *apiSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffers
 		case vs == nil:
 			vs = []message.Verdict{putOff}
 			rest = &putOff
+		case c.oneRefused(vs):
+			for _, to := range c.to {
+				calls = append(calls, c.alone(to))
+			}
+			continue
 		default:
 			rest = u.note(vs)
 		}

@@ -189,7 +189,11 @@ func ask(t http.RoundTripper, req *http.Request) (answer, error) {
 func do(t http.RoundTripper, req *http.Request, back func()) (*response, error) {
 	ctx, cancel := context.WithCancel(req.Context())
 	defer cancel()
-	resp, err := t.RoundTrip(req.WithContext(ctx))
+	req = req.Clone(ctx)
+	if req.UserAgent() == "" {
+		req.Header.Set("User-Agent", "gatepost")
+	}
+	resp, err := t.RoundTrip(req)
 	back()
 	if err != nil {
 		return nil, err

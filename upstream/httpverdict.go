@@ -47,6 +47,15 @@ func (a answer) verdict(text string) message.Verdict {
 	return v
 }
 
+// pausedFor says what a refused check call means: whatever the reason, nothing can be sent for now.
+func pausedFor(v message.Verdict) *Paused {
+	v.Scope = message.ScopeUpstream
+	if v.Class == message.Permanent || v.Class == message.Unknown {
+		v.Class = message.Temporary
+	}
+	return &Paused{Verdict: v, RetryAfter: v.RetryAfter}
+}
+
 // as returns a verdict on what the type's table has for the answer.
 func (a answer) as(class message.Class, scope message.Scope, enhanced, text string) message.Verdict {
 	return message.Verdict{Class: class, Scope: scope, Code: a.status, Enhanced: enhanced, Text: a.words(text), RetryAfter: a.retryAfter(time.Now())}

@@ -52,30 +52,16 @@ func (m *mailgun) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	if err != nil {
 		return nil, err
 	}
-	var calls []call
-	for _, to := range perCall(e, mailgunRecipients) {
-		calls = append(calls, call{to: to, meaning: m.meaning, ask: func(ctx context.Context, x *exchange) error {
+	return splittable(e, mailgunRecipients, func(to []int) call {
+		return call{to: to, meaning: m.meaning, ask: func(ctx context.Context, x *exchange) error {
 			req, err := m.request(ctx, key, e, to, wire)
 			if err != nil {
 				return err
 			}
 			_, err = x.Do(req)
 			return err
-		}})
-	}
-	return calls, nil
-}
-
-// perCall splits the recipients of e: one for each call for auth mail, else at most so many.
-func perCall(e message.Envelope, most int) [][]int {
-	if e.Kind == message.Auth {
-		most = 1
-	}
-	all := make([]int, len(e.To))
-	for i := range all {
-		all[i] = i
-	}
-	return slices.Collect(slices.Chunk(all, most))
+		}}
+	}), nil
 }
 
 // request makes the form of one call: the envelope's recipients, the options, and the message as a file.
@@ -145,16 +131,14 @@ type mailgunSaid struct {
 
 // meaning follows Mailgun's statuses; its words decide only where the status stands for two things.
 //
-//	400, 403  "not allowed to send"          unauthorised  domain     not verified, disabled, or a sandbox
-//	400       "is not a valid address"       permanent     recipient  of a call for one, else message
-//	400                                      permanent     message
 //	403       "large batches"                throttled     upstream
-//	404                                      unauthorised  domain     a new domain takes minutes to be known everywhere
+//	400, 403  "not allowed to send"          unauthorised  domain     not verified, disabled, or a sandbox
+//	400       "is not a valid address"       permanent     recipient  where the call is for one
+//	400                                      permanent     message
+//	404       "domain not found"             unauthorised  domain     a new domain takes minutes to be known everywhere
 //	429                                      throttled     upstream   the time is in the words
 func (m *mailgun) meaning(a answer) []message.Verdict {
-	var said mailgunSaid
-	a.decode(&said)
-	return []message.Verdict{m.verdict(a, said)}
+	return []message.Verdict{m.verdict(a, mailgunWords(a))}
 }
 
 func (m *mailgun) verdict(a answer, said mailgunSaid) message.Verdict {
@@ -162,14 +146,14 @@ func (m *mailgun) verdict(a answer, said mailgunSaid) message.Verdict {
 	switch {
 	case a.ok():
 		return a.accepted(said.ID)
+	case a.status == 403 && has("large batches"):
+		return a.as(message.Throttled, message.ScopeUpstream, "", said.Message)
 	case (a.status == 400 || a.status == 403) && has("not allowed to send"), a.status == 404 && has("domain not found"):
 		return a.as(message.Unauthorised, message.ScopeDomain, "", said.Message)
 	case a.status == 400 && has("is not a valid address"):
 		return a.as(message.Permanent, message.ScopeRecipient, "5.1.3", said.Message)
 	case a.status == 400:
 		return a.as(message.Permanent, message.ScopeMessage, "5.6.0", said.Message)
-	case a.status == 403 && has("large batches"):
-		return a.as(message.Throttled, message.ScopeUpstream, "", said.Message)
 	case a.status == 429:
 		v := a.as(message.Throttled, message.ScopeUpstream, "", said.Message)
 		v.RetryAfter = mailgunRetryAfter(said.Message, v.RetryAfter, time.Now())
@@ -189,7 +173,9 @@ func mailgunRetryAfter(words string, header time.Duration, now time.Time) time.D
 		return parseRetryAfter(found[1], now)
 	}
 	if found := mailgunDate.FindStringSubmatch(words); found != nil {
-		return parseRetryAfter(found[1]+" GMT", now)
+		if at, err := time.Parse("Mon, 2 Jan 2006 15:04:05", found[1]); err == nil {
+			return min(max(at.Sub(now), 0), maxRetryAfter)
+		}
 	}
 	if header > 0 {
 		return header
@@ -205,30 +191,47 @@ type mailgunDomain struct {
 	} `json:"domain"`
 }
 
-// check reads the domain. A sending key may not do that.
+// check reads the domain. A sending key may not do that; that it may send shows from the answer to a message without
+// any content, which asks for what is missing.
 func (m *mailgun) check(ctx context.Context, do doer) (Account, error) {
 	key, err := m.cfg.APIKey.Read()
 	if err != nil {
 		return Account{}, &Paused{Verdict: upstreamDown(message.Unauthorised, err.Error())}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.endpoint()+"/v4/domains/"+url.PathEscape(m.cfg.Domain), nil)
-	if err != nil {
+	a, err := m.get(ctx, do, http.MethodGet, "/v4/domains/"+url.PathEscape(m.cfg.Domain), key)
+	var said mailgunDomain
+	switch {
+	case err != nil:
 		return Account{}, err
+	case a.ok():
+		a.decode(&said)
+		return mailgunAccount(said), nil
+	case a.status != 401 && a.status != 403:
+		return Account{}, pausedFor(m.verdict(a, mailgunWords(a)))
+	}
+	a, err = m.get(ctx, do, http.MethodPost, "/v3/"+url.PathEscape(m.cfg.Domain)+"/messages.mime", key)
+	switch {
+	case err != nil:
+		return Account{}, err
+	case a.status == 400:
+		return Account{Facts: []string{"a sending key"}}, nil
+	}
+	return Account{}, pausedFor(m.verdict(a, mailgunWords(a)))
+}
+
+// get makes a request that brings nothing.
+func (m *mailgun) get(ctx context.Context, do doer, method, path, key string) (answer, error) {
+	req, err := http.NewRequestWithContext(ctx, method, m.endpoint()+path, nil)
+	if err != nil {
+		return answer{}, err
 	}
 	req.SetBasicAuth("api", key)
-	a, err := do(req)
-	if err != nil {
-		return Account{}, err
-	}
-	var said mailgunDomain
+	return do(req)
+}
+
+func mailgunWords(a answer) (said mailgunSaid) {
 	a.decode(&said)
-	switch {
-	case a.ok():
-		return mailgunAccount(said), nil
-	case a.status == 401 || a.status == 403:
-		return Account{}, ErrUnproven
-	}
-	return Account{}, &Paused{Verdict: a.verdict("")}
+	return said
 }
 
 func mailgunAccount(said mailgunDomain) (acc Account) {

@@ -96,10 +96,9 @@ func (s *ses) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 		return nil, err
 	}
 	raw := slices.Concat(wire...)
-	var calls []call
-	for _, to := range perCall(e, sesRecipients) {
+	return splittable(e, sesRecipients, func(to []int) call {
 		in := s.input(e, to, raw)
-		calls = append(calls, call{
+		return call{
 			to: to,
 			ask: func(ctx context.Context, x *exchange) error {
 				_, err := s.client.SendEmail(ctx, in, func(o *sesv2.Options) { o.HTTPClient, o.Credentials = x, creds })
@@ -108,9 +107,8 @@ func (s *ses) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 			meaning: func(a answer) []message.Verdict {
 				return []message.Verdict{sesVerdict(a, in.Destination.ToAddresses, time.Now())}
 			},
-		})
-	}
-	return calls, nil
+		}
+	}), nil
 }
 
 // input makes the request for some of e's recipients. Without Destination SES would read them from the header.
@@ -167,7 +165,7 @@ func sesError(a answer, said sesSaid) string {
 //	MessageRejected                                                           permanent     message
 //	MailFromDomainNotVerifiedException, NotFoundException                     unauthorised  domain    configuration set, tenant
 //	AccountSuspendedException, SendingPausedException                         unauthorised  upstream
-//	BadRequestException                                                       permanent     message
+//	BadRequestException                                                       permanent     message   recipient of a call for several
 //	of signature, key and permission                                          unauthorised  upstream
 func sesVerdict(a answer, to []string, now time.Time) message.Verdict {
 	var said sesSaid
@@ -189,6 +187,9 @@ func sesVerdict(a answer, to []string, now time.Time) message.Verdict {
 	case "AccountSuspendedException", "SendingPausedException":
 		return a.as(message.Unauthorised, message.ScopeUpstream, "", said.Message)
 	case "BadRequestException":
+		if len(to) > 1 { // it may be about one of them
+			return a.as(message.Permanent, message.ScopeRecipient, "5.6.0", said.Message)
+		}
 		return a.as(message.Permanent, message.ScopeMessage, "5.6.0", said.Message)
 	default:
 		if sesDenied(name) {
@@ -254,7 +255,7 @@ func (s *ses) check(ctx context.Context, do doer) (Account, error) {
 	if name := sesError(*r.answer, said); name == "AccessDenied" || name == "AccessDeniedException" {
 		return Account{}, ErrUnproven
 	}
-	return Account{}, &Paused{Verdict: sesVerdict(*r.answer, nil, time.Now())}
+	return Account{}, pausedFor(sesVerdict(*r.answer, nil, time.Now()))
 }
 
 // unread is the error of a check call that was not answered.

@@ -2,13 +2,17 @@ package upstream
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/smithy-go/logging"
 )
 
 // credentialTime bounds one request for credentials.
@@ -19,30 +23,39 @@ const credentialTime = 10 * time.Second
 func credentialChain(region string, egress *Egress) (aws.CredentialsProvider, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), credentialTime)
 	defer cancel()
-	cfg, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(region), awsconfig.WithHTTPClient(credentialClient(egress)))
+	cfg, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(region), awsconfig.WithHTTPClient(credentialClient(egress)),
+		awsconfig.WithLogger(logging.Nop{}))
 	if err != nil {
 		return nil, err
 	}
 	return cfg.Credentials, nil
 }
 
-// credentialClient returns the client for token services. It keeps no connections: they are asked once an hour.
-func credentialClient(egress *Egress) *http.Client {
-	t := &http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+// credentialClient returns the SDK's own kind of client, which it wants to change in places (AWS_CA_BUNDLE), with our way
+// out. It keeps no connections: credentials are asked for once an hour.
+func credentialClient(egress *Egress) *awshttp.BuildableClient {
+	// The SDK takes the dialer for instance metadata, and whatever host the environment says has them.
+	client := awshttp.NewBuildableClient().WithTimeout(credentialTime).WithDialerOptions(func(d *net.Dialer) { d.Control = onlyMetadata })
+	direct := client.GetDialer()
+	return client.WithTransportOptions(func(t *http.Transport) {
+		t.Proxy = nil
+		t.DisableKeepAlives = true
+		t.MaxResponseHeaderBytes = maxAnswer
+		t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			if isMetadata(address) {
-				var d net.Dialer
-				return d.DialContext(ctx, network, address)
+				return direct.DialContext(ctx, network, address)
 			}
 			return egress.DialContext(ctx, network, address)
-		},
-		DisableKeepAlives:      true,
-		TLSHandshakeTimeout:    credentialTime,
-		ResponseHeaderTimeout:  credentialTime,
-		MaxResponseHeaderBytes: maxAnswer,
-		ForceAttemptHTTP2:      true,
+		}
+	})
+}
+
+// onlyMetadata keeps a dialer that knows of no egress from leaving this machine.
+func onlyMetadata(_, address string, _ syscall.RawConn) error {
+	if !isMetadata(address) {
+		return fmt.Errorf("%s is not a metadata service of this machine, and would not be asked from the egress", address)
 	}
-	return &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return nil
 }
 
 // awsMetadata is where AWS has its link-local services in IPv6: unique local addresses.

@@ -193,15 +193,14 @@ func (s *slots) lower(open int) bool {
 	return true
 }
 
-// throttled is called when the service says that mail comes too fast: half of what is used now, and half the pace, must
-// do. Answers to hand-overs that were under way at the time say nothing new.
+// throttled is called when the service says that mail comes too fast: half the slots, and half the pace, must do. Answers to hand-overs that were under way at the time say nothing new.
 func (s *slots) throttled() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if time.Since(s.throttledAt) < throttlePause {
 		return
 	}
-	s.limit = max(1, min(s.limit, s.inUse)/2)
+	s.limit = max(1, s.limit/2)
 	if s.pace != nil {
 		s.pace.SetLimit(max(s.pace.Limit()/2, s.rate/maxSlowdown))
 	}

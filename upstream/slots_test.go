@@ -165,3 +165,76 @@ func TestCloseTurnsAwayWhoWaits(t *testing.T) {
 		}
 	})
 }
+
+func TestTheRateIsKeptAndAuthGoesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlots(20, 10, mixed)
+		start := time.Now()
+		var mu sync.Mutex
+		var order []string
+		var tasks sync.WaitGroup
+		for _, lane := range []string{"news", "news", "news", "auth"} {
+			tasks.Go(func() {
+				if s.take(t.Context(), lane) == nil {
+					mu.Lock()
+					defer mu.Unlock()
+					order = append(order, lane+" "+time.Since(start).Round(time.Millisecond).String())
+				}
+			})
+			synctest.Wait()
+		}
+		tasks.Wait()
+		if want := []string{"news 0s", "auth 100ms", "news 200ms", "news 300ms"}; !slices.Equal(order, want) {
+			t.Errorf("served %v, want %v", order, want)
+		}
+		s.close()
+	})
+}
+
+func TestAThrottledAccountIsUsedHalfAsMuchAndRecovers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlots(20, 64, nil)
+		s.throttled()
+		s.throttled() // at the same time: it was under way
+		if s.limit != 10 || s.pace.Limit() != 32 {
+			t.Errorf("%d slots and %v a second after one throttling, want 10 and 32", s.limit, s.pace.Limit())
+		}
+		for range 20 {
+			time.Sleep(2 * throttlePause)
+			s.throttled()
+		}
+		if s.limit != 1 || s.pace.Limit() != 1 {
+			t.Errorf("%d slots and %v a second after many, want 1 and 1", s.limit, s.pace.Limit())
+		}
+		time.Sleep(recoverEvery)
+		s.mu.Lock()
+		s.regain()
+		s.mu.Unlock()
+		if s.limit != 2 || s.pace.Limit() < 7 || s.pace.Limit() > 8 {
+			t.Errorf("%d slots and %v a second after %v, want one and a tenth more", s.limit, s.pace.Limit(), recoverEvery)
+		}
+		time.Sleep(30 * recoverEvery)
+		s.mu.Lock()
+		s.regain()
+		s.mu.Unlock()
+		if s.limit != 20 || s.pace.Limit() != 64 {
+			t.Errorf("%d slots and %v a second in the end, want all", s.limit, s.pace.Limit())
+		}
+	})
+}
+
+func TestClosingEndsTheWaitForTheRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlots(4, 1, nil)
+		if err := s.take(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		waited := make(chan error)
+		go func() { waited <- s.take(t.Context(), "a") }()
+		synctest.Wait()
+		s.close()
+		if err := <-waited; !errors.Is(err, errClosed) {
+			t.Errorf("who waited got %v, want errClosed", err)
+		}
+	})
+}
