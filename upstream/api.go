@@ -117,7 +117,7 @@ func newAPI(c *config.Upstream, s service, egress *Egress, lanes []LaneKind) (*a
 	if err != nil {
 		return nil, fmt.Errorf("upstream %s: %w", c.Name, err)
 	}
-	return &apiUpstream{cfg: c, service: s, transport: l.transport(c.Connections), lines: l, slots: newSlots(c.Connections, c.Rate, lanes)}, nil
+	return &apiUpstream{cfg: c, service: s, transport: l.transport(), lines: l, slots: newSlots(c.Connections, c.Rate, lanes)}, nil
 }
 
 // Traits implements Upstream.

@@ -31,14 +31,16 @@ type lines struct {
 	egress  *Egress
 	address string      // host:port
 	tls     *tls.Config // nil for http, which only leads to this machine
-	one     chan struct{}
+	most    int         // connections
 
-	mu     sync.Mutex
-	open   map[*line]bool
-	spares []*spare // made, but not taken by net/http yet
-	users  int
-	shared bool // the service speaks HTTP/2: one connection is enough for all
-	closed bool
+	mu      sync.Mutex
+	open    map[*line]bool
+	spares  []*spare      // those of them that net/http has not taken yet
+	making  int           // more that are on their way
+	changed chan struct{} // closed with every change of these
+	users   int
+	shared  bool // the service speaks HTTP/2: one connection is enough for all
+	closed  bool
 }
 
 // line is one TCP connection. TLS lies above it.
@@ -54,10 +56,11 @@ type spare struct {
 	line  *line
 	conn  net.Conn // line, or TLS over it
 	since time.Time
+	old   *time.Timer
 }
 
 func newLines(c *config.Upstream, to *url.URL, egress *Egress) (*lines, error) {
-	l := &lines{name: c.Name, egress: egress, address: to.Host, one: make(chan struct{}, 1), open: map[*line]bool{}}
+	l := &lines{name: c.Name, egress: egress, address: to.Host, most: max(c.Connections, 1), open: map[*line]bool{}, changed: make(chan struct{})}
 	port := "80"
 	if to.Scheme == "https" {
 		port = "443"
@@ -79,7 +82,7 @@ func newLines(c *config.Upstream, to *url.URL, egress *Egress) (*lines, error) {
 
 // transport returns what makes the upstream's requests. It knows no proxy from the environment and has no timeout of its
 // own: the timers of a hand-over are the relay's. It is used without an http.Client, which would follow redirects.
-func (l *lines) transport(connections int) *http.Transport {
+func (l *lines) transport() *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -88,9 +91,9 @@ func (l *lines) transport(connections int) *http.Transport {
 		DialTLSContext:         l.take,
 		Protocols:              &protocols,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTime},
-		MaxConnsPerHost:        connections,
-		MaxIdleConns:           connections,
-		MaxIdleConnsPerHost:    connections,
+		MaxConnsPerHost:        l.most,
+		MaxIdleConns:           l.most,
+		MaxIdleConnsPerHost:    l.most,
 		IdleConnTimeout:        keptTime,
 		MaxResponseHeaderBytes: maxAnswer,
 		DisableCompression:     true,
@@ -113,83 +116,114 @@ func (l *lines) leave() {
 // ready makes a connection where there are fewer than users, and returns the local IP address. Its error is *Paused,
 // ctx's own, or errClosed.
 func (l *lines) ready(ctx context.Context) (local string, err error) {
-	if local, ok := l.enough(); ok {
-		return local, nil
-	}
-	if l.isShared() {
-		// Who comes meanwhile finds the connection that the first one made.
-		select {
-		case l.one <- struct{}{}:
-			defer func() { <-l.one }()
-		case <-ctx.Done():
-			return "", ctx.Err()
+	for {
+		l.mu.Lock()
+		l.sortOut()
+		for c := range l.open {
+			local = c.local()
 		}
-		if local, ok := l.enough(); ok {
+		wanted := min(l.users, l.most)
+		if l.shared {
+			wanted = 1
+		}
+		enough := len(l.open)+l.making >= wanted
+		switch {
+		case enough && len(l.open) > 0:
+			l.mu.Unlock()
 			return local, nil
+		case !enough:
+			l.making++
+			l.mu.Unlock()
+			return l.stock(ctx)
+		}
+		changed := l.changed
+		l.mu.Unlock()
+		if err := await(ctx, changed); err != nil {
+			return "", err
 		}
 	}
+}
+
+func await(ctx context.Context, changed <-chan struct{}) error {
+	select {
+	case <-changed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// change tells who waits that something changed, with mu held.
+func (l *lines) change() {
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// stock makes a spare, which making counts already.
+func (l *lines) stock(ctx context.Context) (local string, err error) {
 	s, err := l.connect(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.making--
+	l.change()
 	if err != nil {
 		return "", err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.closed {
 		s.conn.Close()
 		return "", errClosed
 	}
+	s.old = time.AfterFunc(keptTime, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.sortOut()
+	})
 	l.spares = append(l.spares, s)
 	return s.line.local(), nil
 }
 
-func (l *lines) isShared() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.shared
-}
-
-// enough reports whether there is a connection for every user, and the local address of one.
-func (l *lines) enough() (local string, ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.sortOut()
-	for c := range l.open {
-		local = c.local()
-		if c.shared {
-			return local, true
-		}
-	}
-	return local, len(l.open) >= l.users
-}
-
-// sortOut closes the spares that are too old, or that the host has closed.
+// sortOut closes the spares that are too old, that the host has closed, or that a shared connection makes needless.
 func (l *lines) sortOut() {
+	kept := 0
 	l.spares = slices.DeleteFunc(l.spares, func(s *spare) bool {
-		bad := time.Since(s.since) >= keptTime || s.line.closedByPeer()
-		if bad {
-			delete(l.open, s.line)
-			s.line.Conn.Close()
+		if time.Since(s.since) < keptTime && !s.line.closedByPeer() && (!l.shared || kept == 0) {
+			kept++
+			return false
 		}
-		return bad
+		s.old.Stop()
+		delete(l.open, s.line)
+		s.line.Conn.Close()
+		return true
 	})
 }
 
-// take gives net/http a connection: a spare, or a new one.
+// take gives net/http a connection: a spare, one that is on its way and fills the account, or a new one.
 func (l *lines) take(ctx context.Context, _, _ string) (net.Conn, error) {
-	l.mu.Lock()
-	l.sortOut()
-	if n := len(l.spares); n > 0 {
-		s := l.spares[n-1]
-		l.spares = l.spares[:n-1]
+	for {
+		l.mu.Lock()
+		l.sortOut()
+		if n := len(l.spares); n > 0 {
+			s := l.spares[n-1]
+			l.spares = l.spares[:n-1]
+			s.old.Stop()
+			l.mu.Unlock()
+			return s.conn, nil
+		}
+		coming := l.making > 0 && len(l.open)+l.making >= l.most
+		changed := l.changed
 		l.mu.Unlock()
+		if coming {
+			if err := await(ctx, changed); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		s, err := l.connect(ctx)
+		if err != nil {
+			return nil, err
+		}
 		return s.conn, nil
 	}
-	l.mu.Unlock()
-	s, err := l.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return s.conn, nil
 }
 
 // connect makes a connection within connectTime. Its error is *Paused, ctx's own, or errClosed.
@@ -247,6 +281,9 @@ func (l *lines) unsafe(err error) error {
 func (l *lines) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, s := range l.spares {
+		s.old.Stop()
+	}
 	l.closed, l.spares = true, nil
 	for c := range l.open {
 		c.Conn.Close()
@@ -268,6 +305,7 @@ func (c *line) Write(p []byte) (int, error) {
 func (c *line) Close() error {
 	c.lines.mu.Lock()
 	delete(c.lines.open, c)
+	c.lines.change()
 	c.lines.mu.Unlock()
 	return c.Conn.Close()
 }

@@ -3,11 +3,13 @@ package upstreamtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -79,6 +81,7 @@ func Run(t *testing.T, s Suite) {
 		"a stop after the commit is unknown":                     testStopAfter,
 		"a mail over the limit is refused without a commit":      testSize,
 		"no more slots are given than the account has":           testBound,
+		"mails that go together arrive once each":                testTogether,
 		"the end of the context ends the waiting":                testReserveStops,
 		"Close waits for slots in use and leaves nothing behind": testClose,
 		"every connection leaves from the egress":                testEgress,
@@ -346,6 +349,42 @@ func testBound(t *testing.T, s Suite) {
 	}
 }
 
+func testTogether(t *testing.T, s Suite) {
+	const most, mails = 4, 40
+	in := s.start(t, most)
+	var tasks sync.WaitGroup
+	for i := range mails {
+		tasks.Go(func() {
+			slot, err := in.Upstream.Reserve(t.Context(), lane)
+			if err != nil {
+				t.Errorf("Reserve: %v", err)
+				return
+			}
+			defer slot.Release()
+			vs := slot.Send(t.Context(), envelope(fmt.Sprintf("%d@example.net", i)), wire(), yes)
+			if got := classes(vs); !slices.Equal(got, []message.Class{message.Accepted}) {
+				t.Errorf("verdicts %v of a mail among others", vs)
+			}
+		})
+	}
+	tasks.Wait()
+	count := map[string]int{}
+	for _, m := range in.Received() {
+		count[m.To[0]]++
+	}
+	for to, n := range count {
+		if n != 1 {
+			t.Errorf("%d mails arrived for %s", n, to)
+		}
+	}
+	if len(count) != mails {
+		t.Errorf("mails for %d recipients arrived, want %d", len(count), mails)
+	}
+	if in.Open != nil && in.Open() > most {
+		t.Errorf("%d connections are open, want at most %d", in.Open(), most)
+	}
+}
+
 func testReserveStops(t *testing.T, s Suite) {
 	in := s.start(t, 1)
 	slot := reserve(t, in)
@@ -360,6 +399,7 @@ func testReserveStops(t *testing.T, s Suite) {
 
 func testClose(t *testing.T, s Suite) {
 	in := s.New(t, 2)
+	expect(t, send(t, in, envelope(), yes), message.Accepted)
 	kept, busy := reserve(t, in), reserve(t, in)
 	kept.Release()
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
