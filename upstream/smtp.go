@@ -54,7 +54,7 @@ func newSMTPOver(c *config.Upstream, hostname string, dial func(ctx context.Cont
 	}
 	u := &smtpUpstream{
 		cfg: c, hostname: hostname, dial: dial, tls: t,
-		slots: newSlots(c.Connections, lanes),
+		slots: newSlots(c.Connections, c.Rate, lanes),
 		live:  map[*smtpConn]bool{},
 	}
 	u.closing, u.shut = context.WithCancel(context.Background())
