@@ -139,6 +139,7 @@ type Upstream struct {
 	Password      Secret // re-read at every login
 	Auth          string // "plain", "login", "xoauth2"; "" without a username
 	Token         Secret // for xoauth2; re-read at every login
+	Chunking      string // "probe", "always" or "never"
 	Connections   int
 	Egress        string // name or Any; "" takes the stream's
 	DKIM          string // "sign", "strip" or "none"
