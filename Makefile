@@ -1,5 +1,6 @@
 # make build   a static binary, bin/gatepost
 # make test    everything that must hold before a change lands; installs what it needs, or says what to install
+# make test-specs   the requests of API upstreams against the services' own descriptions, which are in the folder SPECS
 # make fuzz    the fuzz targets, FUZZTIME each: a time, or a count such as 5000x (which make test uses)
 # make bench   gatepost beside Postfix + OpenDKIM; see bench/run.sh
 # make man     the man pages of all commands, into bin/man
@@ -11,6 +12,7 @@ SHELL     := /bin/bash
 GO        ?= go
 FUZZTIME  ?= 60s
 BENCHTIME ?= 2s
+SPECS     ?= ../shared/reference/esp-specs
 
 # What the tests need and meet as real peers: a command, a module of Debian's own Python or Perl, or a jar, and the
 # package that has it.
@@ -20,7 +22,7 @@ MODULES := dkim:python3-dkim nacl:python3-nacl seccomp:python3-seccomp
 PERL := Net::SSLeay:libnet-ssleay-perl
 JARS := jakarta-mail:libjakarta-mail-java
 
-.PHONY: build man test check go-test fuzz bench microbench chaos peers clean
+.PHONY: build man test test-specs check go-test fuzz bench microbench chaos peers clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/gatepost .
@@ -39,6 +41,10 @@ check:
 	@diff="$$($(GO) fix -diff ./... 2>&1)" || { echo "$$diff"; echo "run: go fix ./..."; exit 1; }; \
 	  if [ -n "$$diff" ]; then echo "$$diff"; echo "run: go fix ./..."; exit 1; fi
 	$(GO) mod tidy -diff
+	cd test/specs && $(GO) vet ./... && $(GO) tool -modfile=../../tools.mod staticcheck ./... && $(GO) mod tidy -diff
+
+test-specs:
+	cd test/specs && GATEPOST_SPECS="$(abspath $(SPECS))" $(GO) test -count=1 ./...
 
 go-test:
 	$(GO) test -race -count=1 -timeout 8m ./...

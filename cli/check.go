@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
+	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -87,6 +89,9 @@ func (a *app) printFindings(cfg *config.Config, found []doctor.Finding) error {
 				fmt.Fprintf(a.out, "      hint: %s\n", f.Hint)
 			}
 		}
+		if err := a.printWays(found); err != nil {
+			return err
+		}
 	}
 	if failed > 0 {
 		return &failure{exitFailed, fmt.Errorf("%d of %d checks failed", failed, len(found)), ""}
@@ -95,4 +100,23 @@ func (a *app) printFindings(cfg *config.Config, found []doctor.Finding) error {
 		fmt.Fprintf(a.out, "%s: no problems in the config, %d checks, none failed\n", cfg.File, len(found))
 	}
 	return nil
+}
+
+// printWays prints a table of the upstreams that were reached, or not, and of what their services have to know.
+func (a *app) printWays(found []doctor.Finding) error {
+	found = slices.DeleteFunc(slices.Clone(found), func(f doctor.Finding) bool { return f.Way == nil })
+	if len(found) == 0 {
+		return nil
+	}
+	t := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "\nUPSTREAM\tTYPE\tEGRESS\tRESULT\tFOR THE ALLOW-LIST OF THE SERVICE")
+	for _, f := range found {
+		allow := f.Way.Allow
+		if f.Way.Note != "" {
+			allow = append(slices.Clone(allow), f.Way.Note)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", f.Subject, f.Way.Type, f.Way.Egress, f.Way.Result, dash(strings.Join(allow, ", ")))
+	}
+	fmt.Fprintln(t)
+	return t.Flush()
 }

@@ -68,7 +68,7 @@ func (e engine) Submit(ctx context.Context, t admin.TestMail) (message.ID, error
 	if err != nil {
 		return 0, badTest("the recipient cannot be used: "+err.Error(), "")
 	}
-	stream, err := e.streamFor(t)
+	stream, err := streamFor(e.cfg(), t)
 	if err != nil {
 		return 0, err
 	}
@@ -105,23 +105,23 @@ func badTest(text, hint string) error {
 }
 
 // streamFor returns the stream that a test message asks for: by its name, by the domain of its sender, or the only one.
-func (e engine) streamFor(t admin.TestMail) (*config.Stream, error) {
-	names := slices.Sorted(maps.Keys(e.cfg().Stream))
+func streamFor(cfg *config.Config, t admin.TestMail) (*config.Stream, error) {
+	names := slices.Sorted(maps.Keys(cfg.Stream))
 	hint := "the streams are " + strings.Join(names, ", ")
 	if t.Stream != "" {
-		if s := e.cfg().Stream[t.Stream]; s != nil {
+		if s := cfg.Stream[t.Stream]; s != nil {
 			return s, nil
 		}
 		return nil, badTest(fmt.Sprintf("there is no stream %q", t.Stream), hint)
 	}
 	if len(names) == 1 {
-		return e.cfg().Stream[names[0]], nil
+		return cfg.Stream[names[0]], nil
 	}
 	_, domain, _ := strings.Cut(strings.ToLower(t.From), "@")
 	for _, name := range names {
-		for _, d := range e.cfg().Stream[name].Domains {
+		for _, d := range cfg.Stream[name].Domains {
 			if parent, wild := strings.CutPrefix(d, "*"); d == domain || wild && strings.HasSuffix(domain, parent) {
-				return e.cfg().Stream[name], nil
+				return cfg.Stream[name], nil
 			}
 		}
 	}

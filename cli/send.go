@@ -15,14 +15,16 @@ import (
 func (a *app) sendCmd() *cobra.Command {
 	var t admin.TestMail
 	var wait time.Duration
+	var through string
 	cmd := &cobra.Command{
 		Use:   "send --to ADDRESS",
-		Short: "Send a test message through the running daemon and follow it",
+		Short: "Send a test message, through the running daemon or straight through one upstream",
 		Args:  takesNothing,
 	}
 	cmd.Flags().StringVar(&t.To, "to", "", "recipient `address`")
 	cmd.Flags().StringVar(&t.From, "from", "", "header From `address` (default no-reply@ its first domain)")
 	cmd.Flags().StringVar(&t.Stream, "stream", "", "its `stream` (default that of --from, or the only one)")
+	cmd.Flags().StringVar(&through, "upstream", "", "straight through this `upstream` of the config, without the daemon")
 	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to follow it")
 	cmd.RunE = run(func(ctx context.Context, _ []string) error {
 		if t.To == "" {
@@ -30,6 +32,9 @@ func (a *app) sendCmd() *cobra.Command {
 		}
 		if _, err := message.ParseAddress(t.To); err != nil {
 			return usage("--to: %w", err)
+		}
+		if through != "" {
+			return a.sendThrough(ctx, t, through, wait)
 		}
 		client, err := a.client()
 		if err != nil {
@@ -58,7 +63,7 @@ func (a *app) follow(ctx context.Context, client *admin.Client, id message.ID, w
 		done := outcome(t.Events)
 		if !a.json {
 			for _, e := range t.Events[min(seen, len(t.Events)):] {
-				fmt.Fprintf(a.out, "%s  %s  %s  %s\n", e.At.Local().Format("15:04:05.000"), e.Kind, dash(e.Upstream), dash(e.Data.Reply))
+				a.printStep(e)
 			}
 		} else if done != 0 {
 			if err := a.printJSON(t); err != nil {

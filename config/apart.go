@@ -30,8 +30,12 @@ func (l *loader) checkApart() {
 			l.claimSignature(s, d, claim{l.signaturePath(s, i), d.Shared, s}, note)
 		}
 		for _, name := range s.upstreams() {
-			if u := l.c.Upstream[name]; u != nil && u.Type == "smtp" && u.Host != "" {
-				note(claim{join("upstream", u.Name), u.Shared, s}, "the account %s", account(u))
+			u := l.c.Upstream[name]
+			if u == nil || account(u) == "" {
+				continue
+			}
+			note(claim{join("upstream", u.Name), u.Shared, s}, "the account %s", account(u))
+			if u.Type == "smtp" { // the reputation of a service's own addresses is not ours
 				l.claimEgress(s, u, note)
 			}
 		}
@@ -73,6 +77,9 @@ func (l *loader) claimEgress(s *Stream, u *Upstream, note func(claim, string, ..
 			note(c, "the source address %s", a)
 		}
 	}
+	if e.Proxy != "" {
+		note(c, "the proxy %s", e.Proxy)
+	}
 }
 
 func (l *loader) checkClaims(what string, claims []claim, told map[string]bool) {
@@ -107,7 +114,7 @@ func (l *loader) checkClaims(what string, claims []claim, told map[string]bool) 
 func (l *loader) warnSameAccount() {
 	first := map[string]*Upstream{}
 	for _, u := range inOrder(l, "upstream", l.c.Upstream) {
-		if u.Type != "smtp" || u.Host == "" {
+		if account(u) == "" {
 			continue
 		}
 		if before := first[account(u)]; before != nil {
@@ -136,12 +143,52 @@ func (l *loader) warnAny() {
 	}
 }
 
-// account names what an SMTP host keeps a reputation for: its address and the login.
+// account names what the service of u keeps a reputation for; "" where it keeps none, or where u is not complete.
 func account(u *Upstream) string {
-	if u.Username == "" {
+	switch {
+	case u.Type == "smtp" && u.Host == "":
+	case u.Type == "smtp" && u.Username == "":
 		return u.Address
+	case u.Type == "smtp":
+		return u.Username + " at " + u.Address
+	case u.Type == "ses":
+		return sesAccount(u)
+	case u.Type == "mailgun" && u.Domain != "":
+		return u.Domain + " at Mailgun (" + u.Region + ")"
+	case u.Type == "sendgrid" && u.APIKey.Set():
+		return within("of the key "+target(u.APIKey.File)+" at SendGrid", "pool", u.IPPool)
+	case u.Type == "postmark" && u.ServerToken.Set():
+		return within("of the token "+target(u.ServerToken.File)+" at Postmark", "message stream", u.MessageStream)
+	case u.Type == "aliyun" && u.AccountName != "":
+		return u.AccountName + " at Aliyun DirectMail (" + u.Region + ")"
+	case u.Type == "webhook" && u.URL != "":
+		return "behind the url of [upstream." + u.Name + "]"
 	}
-	return u.Username + " at " + u.Address
+	return ""
+}
+
+// sesAccount is account for Amazon SES, which keeps tenants apart, and else what configuration sets send over.
+func sesAccount(u *Upstream) string {
+	if u.Region == "" {
+		return ""
+	}
+	key := "of this machine's role"
+	if u.AccessKeyID.Set() {
+		key = "of the key " + target(u.AccessKeyID.File)
+	}
+	account := key + " at Amazon SES in " + u.Region
+	if u.Tenant != "" {
+		return within(account, "tenant", u.Tenant)
+	}
+	return within(account, "configuration set", u.ConfigurationSet)
+}
+
+// within adds the part of an account that has a reputation of its own.
+func within(account, what, name string) string {
+	if name == "" {
+		return account
+	}
+	return account + ", " + what + " " + name
 }
 
 // target returns the file that a path leads to in the end, so that a link does not hide a key that is used twice.

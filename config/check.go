@@ -137,14 +137,19 @@ func (l *loader) checkPair(s *Stream, u *Upstream) {
 		l.bad(path+".dkim", fmt.Sprintf(`add dkim = { selector = …, key_file = … }, or dkim = "none" on [upstream.%s] if the service signs`, u.Name),
 			"is missing: mail through upstream %q would leave unsigned", u.Name)
 	}
-	if len(s.DKIM) > 0 && u.DKIM != "sign" {
+	if s.Kind == message.Auth && u.Tracking == "on" {
+		l.bad(join("upstream", u.Name)+".tracking", "give marketing mail an upstream of its own", "%q is used by stream %q: links and opens of sign-in mail are never tracked", u.Name, s.Name)
+	}
+	if len(s.DKIM) > 0 && u.mapped() {
+		l.warn(path+".dkim", "have this service's own DKIM records in DNS: gatepost check looks for alignment", "is not used for upstream %q: %s builds the message anew and signs it itself", u.Name, u.Type)
+	} else if len(s.DKIM) > 0 && u.DKIM != "sign" {
 		l.warn(path+".dkim", fmt.Sprintf(`set dkim = "sign" on [upstream.%s] if it should be`, u.Name), "is not used for upstream %q, whose dkim is %q", u.Name, u.DKIM)
 	}
 	if u.CommitTimeout >= s.TTL {
 		l.bad(join("upstream", u.Name)+".commit_timeout", "", "%s is not below the ttl of stream %q (%s): nothing could be sent in time",
 			formatDuration(u.CommitTimeout), s.Name, formatDuration(s.TTL))
 	}
-	if e := l.c.Egress[EgressOf(s, u)]; e != nil && l.cannotReach(e, u.Host) {
+	if e := l.c.Egress[EgressOf(s, u)]; e != nil && e.Proxy == "" && l.cannotReach(e, u.Host) {
 		l.bad(join("upstream", u.Name)+".address", "add an address of that family to the egress, or name the upstream by its host name",
 			"%s cannot be reached from egress %q, which has no address of its family", u.Host, e.Name)
 	}

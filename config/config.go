@@ -6,6 +6,7 @@ package config
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"time"
 
 	"gatepost/message"
@@ -122,30 +123,84 @@ type Egress struct {
 	IPv4       netip.Addr // invalid where not set
 	IPv6       netip.Addr // invalid where not set
 	PublicIPv4 netip.Addr // what the world sees behind NAT; invalid where not set
+	Proxy      string     // host:port of a SOCKS5 proxy that owns the source address; "" for none
 	Shared     bool
 }
 
-// Upstream is [upstream.NAME]: one account at a service.
+// Upstream is [upstream.NAME]: one account at a service. Which types have which keys, upstreamTypes says.
 type Upstream struct {
 	Name          string
-	Type          string // "smtp" or "capture"
-	Address       string // host:port
-	Host          string
-	Port          int
-	TLS           string // "starttls", "implicit" or "none"
-	TLSCAFile     string // absolute; "" for the system's roots
-	TLSServerName string // name to verify; Host by default
-	Username      string
-	Password      Secret // re-read at every login
-	Auth          string // "plain", "login", "xoauth2"; "" without a username
-	Token         Secret // for xoauth2; re-read at every login
-	Chunking      string // "probe", "always" or "never"
-	Connections   int
+	Type          string // "smtp", "capture", "ses", "mailgun", "sendgrid", "postmark", "aliyun" or "webhook"
+	Connections   int    // hand-overs at once
+	Rate          int    // hand-overs a second, at most; 0 for no limit
 	Egress        string // name or Any; "" takes the stream's
 	DKIM          string // "sign", "strip" or "none"
 	Shared        bool
 	CommitTimeout time.Duration // 0 takes the stream's
 	AnswerTimeout time.Duration // 0 takes the stream's
+
+	// smtp
+	Address       string // host:port
+	Host          string
+	Port          int
+	TLS           string // "starttls", "implicit" or "none"
+	TLSCAFile     string // absolute; "" for the system's roots; for services with an API too
+	TLSServerName string // name to verify; Host by default
+	Username      string
+	Password      Secret // re-read at every login
+	Auth          string // "plain", "login", "xoauth2"; "" without a username
+	Token         Secret // for xoauth2; re-read at every login
+	Chunking      string // whether small mail goes in one flight by BDAT: "probe", "always" or "never"
+
+	// Services with an API. Their secrets are re-read for every request.
+	Endpoint string   // scheme://host[:port] instead of the service's own; "" for that
+	Region   string   // "" where the service needs none
+	Tag      string   // postmark, aliyun
+	Tags     []string // ses: "name=value"; mailgun: words
+	Tracking string   // "on", "off", or "": off for auth mail, as the account has it for other mail
+
+	// ses
+	AccessKeyID         Secret // none of the three: the credential chain of the AWS SDK
+	SecretAccessKey     Secret
+	SessionToken        Secret // for temporary keys; may be absent
+	ConfigurationSet    string
+	Tenant              string
+	IdentityARN         string // of the From identity, where another account owns it
+	FeedbackAddress     string // where bounces and complaints are forwarded to
+	FeedbackIdentityARN string // of its identity, where another account owns it
+
+	// mailgun
+	Domain      string // the sending domain of the account
+	APIKey      Secret // sendgrid too
+	ServiceDKIM string // the service's own signature: "yes", "no", or "" as the domain has it
+	TestMode    bool   // accepted and thrown away
+
+	// sendgrid
+	IPPool     string // mailgun too
+	Categories []string
+	Sandbox    bool // checked and thrown away
+
+	// postmark
+	ServerToken   Secret
+	MessageStream string
+	Metadata      []string // "name=value"
+	KeepID        bool     // our Message-ID instead of the service's
+
+	// aliyun: AccessKeyID too
+	AccountName     string // the sender address
+	AccessKeySecret Secret
+	FromAlias       string
+
+	// webhook
+	URL    string
+	Format string // "raw" or "json"
+	Secret Secret // that the requests are signed with; two lines while one replaces the other
+}
+
+// Secrets returns all credentials that u has files for.
+func (u *Upstream) Secrets() []Secret {
+	all := []Secret{u.Password, u.Token, u.AccessKeyID, u.SecretAccessKey, u.SessionToken, u.APIKey, u.ServerToken, u.AccessKeySecret, u.Secret}
+	return slices.DeleteFunc(all, func(s Secret) bool { return !s.Set() })
 }
 
 // History is [history].

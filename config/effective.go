@@ -107,6 +107,13 @@ func (vs *values) size(key string, octets int64) {
 	}
 }
 
+// flag is set for a switch that only some sections have.
+func (vs *values) flag(key string, on bool) {
+	if on {
+		vs.set(key, on)
+	}
+}
+
 func (vs *values) pattern(key string, re *regexp.Regexp) {
 	if re != nil {
 		vs.set(key, re.String())
@@ -270,6 +277,9 @@ func (e *Egress) values() (vs values) {
 	vs.set("ipv4", e.IPv4)
 	vs.set("ipv6", e.IPv6)
 	vs.set("public_ipv4", e.PublicIPv4)
+	if e.Proxy != "" {
+		vs.set("proxy", "socks5://"+e.Proxy)
+	}
 	vs.set("shared", e.Shared)
 	return vs
 }
@@ -284,13 +294,54 @@ func (u *Upstream) values() (vs values) {
 	vs.set("password_file", u.Password.File)
 	vs.set("auth", u.Auth)
 	vs.set("token_file", u.Token.File)
+	vs.set("chunking", u.Chunking)
+	u.serviceValues(&vs)
 	vs.set("connections", u.Connections)
+	if u.Rate > 0 {
+		vs.set("rate", u.Rate)
+	}
 	vs.set("egress", u.Egress)
 	vs.set("dkim", u.DKIM)
 	vs.set("shared", u.Shared)
 	vs.set("commit_timeout", u.CommitTimeout)
 	vs.set("answer_timeout", u.AnswerTimeout)
 	return vs
+}
+
+// serviceValues adds what only services with an API have.
+func (u *Upstream) serviceValues(vs *values) {
+	vs.set("endpoint", u.Endpoint)
+	vs.set("region", u.Region)
+	vs.set("access_key_id_file", u.AccessKeyID.File)
+	vs.set("secret_access_key_file", u.SecretAccessKey.File)
+	vs.set("session_token_file", u.SessionToken.File)
+	vs.set("access_key_secret_file", u.AccessKeySecret.File)
+	vs.set("configuration_set", u.ConfigurationSet)
+	vs.set("tenant", u.Tenant)
+	vs.set("identity_arn", u.IdentityARN)
+	vs.set("feedback_address", u.FeedbackAddress)
+	vs.set("feedback_identity_arn", u.FeedbackIdentityARN)
+	vs.set("domain", u.Domain)
+	vs.set("api_key_file", u.APIKey.File)
+	vs.set("server_token_file", u.ServerToken.File)
+	vs.set("account_name", u.AccountName)
+	vs.set("from_alias", u.FromAlias)
+	vs.set("message_stream", u.MessageStream)
+	vs.set("ip_pool", u.IPPool)
+	vs.set("tag", u.Tag)
+	vs.set("tags", u.Tags)
+	vs.set("categories", u.Categories)
+	vs.set("metadata", u.Metadata)
+	vs.set("tracking", u.Tracking)
+	vs.set("service_dkim", u.ServiceDKIM)
+	vs.set("url", u.URL)
+	vs.set("format", u.Format)
+	vs.set("secret_file", u.Secret.File)
+	vs.flag("test_mode", u.TestMode)
+	vs.flag("sandbox", u.Sandbox)
+	if u.Type == "postmark" {
+		vs.set("keep_id", u.KeepID)
+	}
 }
 
 // literal writes a value as TOML.

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +37,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 		default:
 			text, path = "["+kind+".x]\n"+key+odd, kind+".x."+key
 			if kind == "upstream" && key != "type" {
-				text += "\ntype = \"smtp\""
+				text += "\ntype = " + strconv.Quote(someTypeWith(key))
 			}
 		}
 		_, err := Parse("x.toml", []byte(text))
@@ -49,6 +51,26 @@ func TestEveryKeyIsRead(t *testing.T) {
 			t.Errorf("%q: the type of %s is told %d times: %v", text, path, told, err)
 		}
 	})
+}
+
+// someTypeWith returns a type that has key.
+func someTypeWith(key string) string {
+	if slices.Contains(everyUpstream, key) {
+		return "smtp"
+	}
+	return upstreamTypesWith(key)[0]
+}
+
+func TestEveryUpstreamKeyBelongsToSomeType(t *testing.T) {
+	var all []string
+	for _, ty := range upstreamTypes {
+		all = append(all, ty.keys...)
+	}
+	all = append(all, everyUpstream...)
+	slices.Sort(all)
+	if want := slices.Sorted(slices.Values(keys["upstream"])); !slices.Equal(slices.Compact(all), want) {
+		t.Errorf("the types have %q, upstreams have %q", all, want)
+	}
 }
 
 func TestEveryKeyIsInTheExampleAndInTheReference(t *testing.T) {

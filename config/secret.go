@@ -28,6 +28,19 @@ func (s Secret) Read() (string, error) {
 	return line, nil
 }
 
+// Lines returns all lines of the file that are not empty, of which there may be most: several while one replaces another.
+func (s Secret) Lines(most int) ([]string, error) {
+	b, err := readBounded(s.File)
+	if err != nil {
+		return nil, fmt.Errorf("read secret %s: %w", s.File, cause(err))
+	}
+	lines := strings.FieldsFunc(string(b), func(r rune) bool { return r == '\n' || r == '\r' })
+	if len(lines) == 0 || len(lines) > most {
+		return nil, fmt.Errorf("read secret %s: it has %d lines, and must have one to %d", s.File, len(lines), most)
+	}
+	return lines, nil
+}
+
 // String names the file, never what is in it.
 func (s Secret) String() string {
 	if !s.Set() {

@@ -1,7 +1,9 @@
 package config
 
 import (
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -173,12 +175,32 @@ func (l *loader) egress(t *table, name string) *Egress {
 	e.IPv4 = l.sourceAddress(t, "ipv4", false)
 	e.IPv6 = l.sourceAddress(t, "ipv6", true)
 	e.PublicIPv4 = l.sourceAddress(t, "public_ipv4", false)
-	if !t.has("ipv4") && !t.has("ipv6") {
-		t.bad(t.path, `write ipv4 = "203.0.113.10", ipv6 or both`, "has no address")
-	} else if t.has("public_ipv4") && !t.has("ipv4") {
+	e.Proxy = l.proxy(t)
+	switch {
+	case t.has("proxy") && (t.has("ipv4") || t.has("ipv6")):
+		t.bad(t.at("proxy"), "remove one of them: what the world sees of a proxy is public_ipv4", "does not go with ipv4 and ipv6: mail leaves from the proxy's address")
+	case t.has("proxy"):
+	case !t.has("ipv4") && !t.has("ipv6"):
+		t.bad(t.path, `write ipv4 = "203.0.113.10", ipv6 or both, or proxy = "socks5://10.0.0.9:1080"`, "has no address")
+	case t.has("public_ipv4") && !t.has("ipv4"):
 		t.bad(t.at("public_ipv4"), "add ipv4, the address on this host", "is what the world sees of ipv4, which is not set")
 	}
 	return e
+}
+
+// proxy returns host:port of the SOCKS5 proxy that mail leaves through.
+func (l *loader) proxy(t *table) string {
+	s := t.text("proxy")
+	if s == "" {
+		return ""
+	}
+	address, ok := strings.CutPrefix(s, "socks5://")
+	host, port, err := splitHostPort(strings.TrimSuffix(address, "/"))
+	if !ok || err != nil || port == 0 || !isHost(host) {
+		t.bad(t.at("proxy"), `write proxy = "socks5://10.0.0.9:1080"`, "%q is not socks5://host:port", s)
+		return ""
+	}
+	return net.JoinHostPort(host, strconv.Itoa(port))
 }
 
 func (l *loader) history(t *table) History {

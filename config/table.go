@@ -23,9 +23,13 @@ var keys = map[string][]string{
 		"when_down", "commit_timeout", "answer_timeout", "max_size", "default_from", "dsn_upstream", "supersede", "match"},
 	"match":  {"subject", "header", "value", "ttl", "purpose", "verdict"},
 	"dkim":   {"selector", "key_file", "domain", "shared"},
-	"egress": {"ipv4", "ipv6", "public_ipv4", "shared"},
+	"egress": {"ipv4", "ipv6", "public_ipv4", "proxy", "shared"},
 	"upstream": {"type", "address", "tls", "tls_ca_file", "tls_server_name", "username", "password_file", "auth", "token_file",
-		"connections", "egress", "dkim", "shared", "commit_timeout", "answer_timeout"},
+		"chunking", "endpoint", "region", "access_key_id_file", "secret_access_key_file", "session_token_file", "configuration_set", "tenant",
+		"identity_arn", "feedback_address", "feedback_identity_arn", "domain", "api_key_file", "service_dkim", "test_mode", "ip_pool",
+		"categories", "sandbox", "server_token_file", "message_stream", "metadata", "keep_id", "account_name",
+		"access_key_secret_file", "from_alias", "tag", "tags", "tracking", "url", "format", "secret_file",
+		"connections", "rate", "egress", "dkim", "shared", "commit_timeout", "answer_timeout"},
 	"history": {"addresses", "keep"},
 	"log":     {"level", "format", "addresses"},
 	"limits":  {"bytes_in_flight", "memory", "queue_age"},
@@ -167,10 +171,13 @@ func (t *table) optionalList(key, hint string) []string {
 	return found
 }
 
-func (t *table) flag(key string) bool {
+func (t *table) flag(key string) bool { return t.flagOr(key, false) }
+
+// flagOr returns the boolean at key, or def.
+func (t *table) flagOr(key string, def bool) bool {
 	v, ok := t.m[key]
 	if !ok {
-		return false
+		return def
 	}
 	b, ok := v.(bool)
 	if !ok {

@@ -2,41 +2,106 @@ package config
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
+	"slices"
 )
+
+// upstreamTypes are the types of upstream in the order they are named, each with the keys that it has beside those that
+// all have.
+var upstreamTypes = []struct {
+	name string
+	keys []string
+}{
+	{"smtp", []string{"address", "tls", "tls_ca_file", "tls_server_name", "username", "password_file", "auth", "token_file", "chunking"}},
+	{"ses", []string{"endpoint", "tls_ca_file", "region", "access_key_id_file", "secret_access_key_file", "session_token_file", "configuration_set",
+		"tenant", "tags", "identity_arn", "feedback_address", "feedback_identity_arn"}},
+	{"mailgun", []string{"endpoint", "tls_ca_file", "region", "domain", "api_key_file", "tags", "tracking", "service_dkim", "test_mode", "ip_pool"}},
+	{"sendgrid", []string{"endpoint", "tls_ca_file", "region", "api_key_file", "ip_pool", "categories", "tracking", "sandbox"}},
+	{"postmark", []string{"endpoint", "tls_ca_file", "server_token_file", "message_stream", "tag", "metadata", "keep_id", "tracking"}},
+	{"aliyun", []string{"endpoint", "tls_ca_file", "region", "account_name", "access_key_id_file", "access_key_secret_file", "from_alias", "tag"}},
+	{"webhook", []string{"url", "tls_ca_file", "format", "secret_file"}},
+	{"capture", nil},
+}
+
+// everyUpstream are the keys that upstreams of all types have.
+var everyUpstream = []string{"type", "connections", "rate", "egress", "dkim", "shared", "commit_timeout", "answer_timeout"}
 
 func (l *loader) upstream(t *table, name string) *Upstream {
 	u := &Upstream{Name: name}
 	t.require("type", `write type = "smtp", or "capture" to keep mail instead of sending it`)
-	u.Type = t.choice("type", "", "smtp", "capture")
+	u.Type = t.choice("type", "", upstreamTypesWith("")...)
+	l.checkKeys(t, u.Type)
 	switch u.Type {
 	case "smtp":
 		l.smtp(t, u)
-	case "capture":
-		l.capture(t)
+	case "capture", "":
+	default:
+		l.service(t, u)
 	}
 	u.Connections = t.count("connections", 20, 1000)
+	u.Rate = t.count("rate", 0, 100000)
 	u.Egress = t.text("egress")
-	u.DKIM = t.choice("dkim", "sign", "sign", "strip", "none")
+	u.DKIM = l.upstreamDKIM(t, u)
 	u.Shared = t.flag("shared")
 	u.CommitTimeout = t.duration("commit_timeout", 0)
 	u.AnswerTimeout = t.duration("answer_timeout", 0)
 	return u
 }
 
-// capture refuses the keys that mean nothing to an upstream that connects to nobody.
-func (l *loader) capture(t *table) {
-	for _, key := range []string{"address", "tls", "tls_ca_file", "tls_server_name", "username", "password_file", "auth", "token_file"} {
-		if t.has(key) {
-			t.bad(t.at(key), `remove it, or write type = "smtp"`, `has no place where type is "capture": it connects to nobody`)
+// upstreamTypesWith names the types that have key; all of them for "".
+func upstreamTypesWith(key string) (names []string) {
+	for _, t := range upstreamTypes {
+		if key == "" || slices.Contains(t.keys, key) {
+			names = append(names, t.name)
 		}
 	}
+	return names
+}
+
+// checkKeys refuses the keys that mean nothing to an upstream of that type.
+func (l *loader) checkKeys(t *table, kind string) {
+	for _, key := range slices.Sorted(maps.Keys(t.m)) {
+		types := upstreamTypesWith(key)
+		if kind == "" || len(types) == 0 || slices.Contains(types, kind) {
+			continue
+		}
+		why := ""
+		if kind == "capture" {
+			why = ": it connects to nobody"
+		}
+		t.bad(t.at(key), "remove it, or write type = "+quoted(types), "has no place where type is %q%s", kind, why)
+	}
+}
+
+// mapped reports whether the service of u builds the message anew from its parts, so that no signature would survive.
+func (u *Upstream) mapped() bool {
+	return u.Type == "sendgrid" || u.Type == "postmark" || u.Type == "aliyun"
+}
+
+// upstreamDKIM returns what becomes of signatures, and refuses what would never arrive.
+func (l *loader) upstreamDKIM(t *table, u *Upstream) string {
+	def := "sign"
+	if u.mapped() {
+		def = "none"
+	}
+	mode := t.choice("dkim", def, "sign", "strip", "none")
+	switch {
+	case u.mapped() && mode == "sign":
+		t.bad(t.at("dkim"), `remove it: the service signs, with the keys that its console shows`, `"sign" has no place where type is %q: the service builds the message anew, so no signature of ours would arrive`, u.Type)
+	case mode == "sign" && u.Tracking == "on":
+		t.bad(t.at("tracking"), `turn it off, or write dkim = "strip" and let the service sign`, "does not go with dkim \"sign\": what the service changes in the body breaks the signature")
+	case mode != "sign" && u.ServiceDKIM == "no":
+		t.bad(t.at("service_dkim"), `write dkim = "sign", or let the service sign`, `"no" does not go with dkim %q: nobody would sign`, mode)
+	}
+	return mode
 }
 
 func (l *loader) smtp(t *table, u *Upstream) {
 	l.upstreamAddress(t, u)
 	l.tls(t, u)
 	l.login(t, u)
+	u.Chunking = t.choice("chunking", "probe", "probe", "always", "never")
 	if u.TLS == "none" && (t.has("username") || u.Auth != "") && u.Host != "" && !isLoopback(u.Host) {
 		t.bad(t.at("tls"), `use "starttls" or "implicit"`, `"none" would send the password in clear text to %s`, u.Host)
 	}

@@ -36,7 +36,8 @@ func checkKey(subject string, k config.DKIM) []Finding {
 	}
 	found := []Finding{f}
 	for _, w := range signer.Warnings() {
-		found = append(found, Finding{Warn, "dkim key", subject, w, "gatepost dkim generate makes a better one; publish it under a new selector first"})
+		found = append(found, Finding{Level: Warn, Check: "dkim key", Subject: subject, Text: w,
+			Hint: "gatepost dkim generate makes a better one; publish it under a new selector first"})
 	}
 	return found
 }
@@ -67,14 +68,15 @@ func recordsFor(name string, s *config.Stream, k config.DKIM) (records []dkim.Re
 	for _, domain := range s.Domains {
 		parent, isWild := strings.CutPrefix(domain, "*.")
 		if isWild && k.Domain == "" {
-			unknown = append(unknown, Finding{Warn, "dkim record", k.Selector + "._domainkey." + domain,
-				"stream " + name + ": every subdomain that sends needs a record of its own; none was looked up",
-				fmt.Sprintf("domain = %q inside dkim = { … } signs for all of them with one record", parent)})
+			unknown = append(unknown, Finding{Level: Warn, Check: "dkim record", Subject: k.Selector + "._domainkey." + domain,
+				Text: "stream " + name + ": every subdomain that sends needs a record of its own; none was looked up",
+				Hint: fmt.Sprintf("domain = %q inside dkim = { … } signs for all of them with one record", parent)})
 			continue
 		}
 		rs, err := signer.Records(parent)
 		if err != nil {
-			unknown = append(unknown, Finding{Fail, "dkim record", k.Selector + "._domainkey." + domain, err.Error(), "correct domain inside dkim = { … }"})
+			unknown = append(unknown, Finding{Level: Fail, Check: "dkim record", Subject: k.Selector + "._domainkey." + domain,
+				Text: err.Error(), Hint: "correct domain inside dkim = { … }"})
 		}
 		records = append(records, rs...)
 	}

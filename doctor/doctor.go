@@ -32,6 +32,7 @@ type Finding struct {
 	Subject string `json:"subject"`        // what was looked at: a name in the config or in DNS
 	Text    string `json:"text"`           // what was found
 	Hint    string `json:"hint,omitempty"` // what to do about it
+	Way     *Way   `json:"way,omitempty"`  // of an upstream: how it was reached
 }
 
 // Resolver looks up TXT records; *net.Resolver is one. A name that does not exist is a *net.DNSError with IsNotFound.

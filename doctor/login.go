@@ -50,45 +50,68 @@ func outOf(s *config.Stream) []string {
 }
 
 func login(ctx context.Context, cfg *config.Config, w way) Finding {
-	f := Finding{Level: OK, Check: "upstream", Subject: w.upstream.Name, Text: "it let us in from egress " + w.egress}
+	f := Finding{Level: OK, Check: "upstream", Subject: w.upstream.Name, Way: &Way{Type: w.upstream.Type, Egress: w.egress, Result: works}}
 	ctx, cancel := context.WithTimeout(ctx, loginTime)
 	defer cancel()
-	caps, err := reach(ctx, cfg, w)
+	account, caps, err := reach(ctx, cfg, w)
+	if w.upstream.Type != "capture" {
+		f.Way.see(cfg.Egress[w.egress], account.Local)
+	}
+	from := "from egress " + w.egress
+	f.Text = strings.Join(append([]string{"it let us in " + from}, account.Facts...), "; ")
 	switch {
+	case errors.Is(err, upstream.ErrUnproven):
+		f.Level, f.Way.Result = Warn, notProven
+		f.Text = "it can be reached " + from + ", but only a mail can show whether it lets us in"
+		f.Hint = "gatepost send --upstream " + w.upstream.Name + " --to ADDRESS sends one, without the daemon"
 	case err != nil:
-		f.Level, f.Text, f.Hint = Fail, "from egress "+w.egress+": "+strings.TrimPrefix(printable(err), "egress "+w.egress+": "), advice(cfg, w, err)
+		f.Level, f.Way.Result = Fail, fails
+		f.Text, f.Hint = from+": "+strings.TrimPrefix(printable(err), "egress "+w.egress+": "), advice(cfg, w, f.Way, err)
+	case len(account.Traps) > 0:
+		f.Level, f.Text = Warn, f.Text+"; but "+strings.Join(account.Traps, "; ")
+		f.Hint = "mend that at the service, or mail is lost there: docs/upstreams.md has what to set"
 	case caps.Auth != "" && w.upstream.Username == "":
-		f.Level, f.Text = Warn, "it let us in from egress "+w.egress+" without a login, but offers one: it may refuse mail"
+		f.Level, f.Text = Warn, "it let us in "+from+" without a login, but offers one: it may refuse mail"
 		f.Hint = "set username and password_file of [upstream." + w.upstream.Name + "], unless the host knows us by address"
 	}
+	f.Text = clean(f.Text)
 	return f
 }
 
-// reach makes a connection that could send mail, and gives it back unused. It returns what the host offers.
-func reach(ctx context.Context, cfg *config.Config, w way) (upstream.Caps, error) {
+// reach logs in, or makes a connection that could send mail and gives it back unused. It returns what the service tells
+// of the account, or the host offers.
+func reach(ctx context.Context, cfg *config.Config, w way) (account upstream.Account, caps upstream.Caps, err error) {
 	u, err := upstream.New(w.upstream, cfg.Hostname, upstream.NewEgress(cfg.Egress[w.egress]), []upstream.LaneKind{w.lane})
 	if err != nil {
-		return upstream.Caps{}, err
+		return account, caps, err
 	}
-	var caps upstream.Caps
-	slot, err := u.Reserve(ctx, w.lane.Lane)
-	if err == nil {
-		caps = slot.Caps()
-		slot.Release()
+	if c, ok := u.(upstream.Checker); ok {
+		account, err = c.Check(ctx)
+	} else {
+		var slot upstream.Slot
+		if slot, err = u.Reserve(ctx, w.lane.Lane); err == nil {
+			account.Local, caps = slot.Local(), slot.Caps()
+			slot.Release()
+		}
 	}
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	return caps, errors.Join(err, u.Close(closing))
+	return account, caps, errors.Join(err, u.Close(closing))
 }
 
-// printable returns what an upstream said, or what went wrong before it could, without what a terminal would obey. No
-// mail was sent, so there is no code in it to hide.
+// printable returns what an upstream said, or what went wrong before it could. No mail was sent, so there is no code in it
+// to hide.
 func printable(err error) string {
 	text := err.Error()
 	if p, ok := errors.AsType[*upstream.Paused](err); ok {
 		v := p.Verdict
 		text = strings.TrimSpace(strings.TrimSuffix(v.Reply(), message.Mask(v.Text)) + v.Text)
 	}
+	return text
+}
+
+// clean returns text without what a terminal would obey.
+func clean(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
@@ -97,15 +120,26 @@ func printable(err error) string {
 	}, text)
 }
 
-func advice(cfg *config.Config, w way, err error) string {
+func advice(cfg *config.Config, w way, seen *Way, err error) string {
 	if upstream.NewEgress(cfg.Egress[w.egress]).Check() != nil {
 		return "mend the egress first"
 	}
-	switch p, ok := errors.AsType[*upstream.Paused](err); {
-	case ok && p.Verdict.Class == message.Unauthorised:
-		return "check username and the secret of [upstream." + w.upstream.Name + "], and what the service allows this account"
-	case ok && p.Verdict.Class == message.Throttled:
-		return "the service asks for fewer connections: wait, or lower connections in [upstream." + w.upstream.Name + "]"
+	section := "[upstream." + w.upstream.Name + "]"
+	secret, way := "the credentials", "endpoint"
+	if w.upstream.Type == "smtp" {
+		secret, way = "username and the secret", "address and tls"
 	}
-	return "check address and tls of [upstream." + w.upstream.Name + "], and whether DNS knows the host and a firewall lets egress " + w.egress + " out"
+	switch p, ok := errors.AsType[*upstream.Paused](err); {
+	case ok && p.Verdict.Alarm != "":
+		return p.Verdict.Alarm
+	case ok && p.Verdict.Class == message.Unauthorised && len(seen.Allow) > 0:
+		return "check " + secret + " of " + section + ", and what the service allows this account; an allow-list of addresses must have " + strings.Join(seen.Allow, " and ")
+	case ok && p.Verdict.Class == message.Unauthorised:
+		return "check " + secret + " of " + section + ", and what the service allows this account"
+	case ok && p.Verdict.Class == message.Throttled:
+		return "the service asks for fewer connections: wait, or lower connections in " + section
+	case ok && p.Verdict.Code >= 500 && w.upstream.Type != "smtp":
+		return "the service is in trouble, or something between is: try again, and look at its status page"
+	}
+	return "check " + way + " of " + section + ", and whether DNS knows the host and a firewall lets egress " + w.egress + " out"
 }

@@ -39,6 +39,7 @@ type Verdict struct {
 	Text       string        // the upstream's words or the cause, unmasked: use Masked before storing or logging it
 	RetryAfter time.Duration // what the upstream asked for; 0 for nothing
 	ProviderID string        // the upstream's own id of the message, if it told one
+	Alarm      string        // what an operator should look at; "" for nothing
 }
 
 // Verdicts repeats v for n recipients.

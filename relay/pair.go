@@ -191,7 +191,7 @@ func (p *pair) login(ctx context.Context) error {
 // credentials returns what the secret files hold now, to notice a rotation. Unreadable counts as empty.
 func (p *pair) credentials() string {
 	var all strings.Builder
-	for _, s := range []interface{ Read() (string, error) }{p.hop.config.Password, p.hop.config.Token} {
+	for _, s := range p.hop.config.Secrets() {
 		c, _ := s.Read()
 		all.WriteString(c + "\n")
 	}

@@ -46,7 +46,7 @@ type capture struct {
 }
 
 func newCapture(c *config.Upstream) *capture {
-	return &capture{cfg: c, slots: newSlots(c.Connections, nil), changed: make(chan struct{})}
+	return &capture{cfg: c, slots: newSlots(c.Connections, c.Rate, nil), changed: make(chan struct{})}
 }
 
 // Traits implements Upstream.

@@ -12,17 +12,24 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/proxy"
+
 	"gatepost/config"
 )
 
 // minDialTime is what each of a host's addresses gets at least while others are still to be tried.
 const minDialTime = 500 * time.Millisecond
 
-// Egress is a way out: a source address of each family it has, or any the host likes. A pinned Egress fails closed: it
-// never connects from another address, family or interface. What DNS asks is not pinned.
+// keepAlive finds out that a host is gone, and keeps what lies between from forgetting a connection.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 4}
+
+// Egress is a way out: a source address of each family it has, a proxy that owns one, or any the host likes. A pinned
+// Egress fails closed: it never connects from another address, family or interface. What DNS asks is not pinned; with a
+// proxy nothing is asked here.
 type Egress struct {
 	name     string
 	pinned   bool
+	proxy    string     // host:port; "" for none
 	v4, v6   netip.Addr // invalid where the egress lacks the family
 	resolver interface {
 		LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
@@ -33,6 +40,9 @@ type Egress struct {
 func NewEgress(c *config.Egress) *Egress {
 	if c == nil {
 		return &Egress{name: config.Any, resolver: net.DefaultResolver}
+	}
+	if c.Proxy != "" {
+		return &Egress{name: c.Name, proxy: c.Proxy, resolver: net.DefaultResolver}
 	}
 	return &Egress{name: c.Name, pinned: true, v4: c.IPv4.Unmap(), v6: c.IPv6, resolver: net.DefaultResolver}
 }
@@ -90,6 +100,9 @@ func (e *Egress) DialContext(ctx context.Context, network, address string) (net.
 	host, port, err := splitHostPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("egress %s: connect to %s: %w", e.name, address, err)
+	}
+	if e.proxy != "" {
+		return e.dialThrough(ctx, address)
 	}
 	addrs, err := e.resolve(ctx, host)
 	if err != nil {
@@ -160,10 +173,7 @@ func (e *Egress) dial(ctx context.Context, remote netip.AddrPort, left int) (net
 		defer cancel()
 	}
 	// Go sets TCP_NODELAY on its own; the fallback delay has no effect on a literal address, and says what we mean.
-	d := net.Dialer{
-		FallbackDelay:   -1,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 4},
-	}
+	d := net.Dialer{FallbackDelay: -1, KeepAliveConfig: keepAlive}
 	if !e.pinned {
 		conn, err := d.DialContext(ctx, "tcp", remote.String())
 		if err != nil {
@@ -199,8 +209,51 @@ func (e *Egress) verified(conn net.Conn, pin netip.Addr) (net.Conn, error) {
 	return conn, nil
 }
 
-// localAddr returns the local IP address of conn; invalid where it has none.
+// proxied is a connection by way of a proxy: where the far end sees it from is the proxy's to know.
+type proxied struct{ *net.TCPConn }
+
+// dialThrough connects to address by way of the proxy (SOCKS5, RFC 1928), which looks up the host's name too.
+func (e *Egress) dialThrough(ctx context.Context, address string) (net.Conn, error) {
+	failed := func(err error) error {
+		return fmt.Errorf("egress %s: connect to %s through the proxy %s: %w", e.name, address, e.proxy, cause(err))
+	}
+	var tcp *net.TCPConn
+	dialer, err := proxy.SOCKS5("tcp", e.proxy, nil, toProxy(func(ctx context.Context, _, address string) (net.Conn, error) {
+		d := net.Dialer{KeepAliveConfig: keepAlive}
+		conn, err := d.DialContext(ctx, "tcp", address)
+		if err == nil {
+			tcp = conn.(*net.TCPConn)
+		}
+		return conn, err
+	}))
+	if err != nil {
+		return nil, failed(err)
+	}
+	// What it returns hides the TCP connection, which is looked at later; after the handshake there is nothing else to it.
+	if _, err := dialer.(proxy.ContextDialer).DialContext(ctx, "tcp", address); err != nil {
+		return nil, failed(err)
+	}
+	return &proxied{tcp}, nil
+}
+
+// toProxy is how a proxy is reached.
+type toProxy func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Dial implements proxy.Dialer.
+func (f toProxy) Dial(network, address string) (net.Conn, error) {
+	return f(context.Background(), network, address)
+}
+
+// DialContext implements proxy.ContextDialer.
+func (f toProxy) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return f(ctx, network, address)
+}
+
+// localAddr returns the local IP address of conn; invalid where it has none, or where a proxy has it.
 func localAddr(conn net.Conn) netip.Addr {
+	if _, ok := conn.(*proxied); ok {
+		return netip.Addr{}
+	}
 	if a, ok := conn.LocalAddr().(*net.TCPAddr); ok {
 		return a.AddrPort().Addr().Unmap()
 	}

@@ -7,31 +7,39 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"gatepost/message"
 )
 
 const (
 	maxAuthReserve = 4                // slots kept for each auth lane, at most
 	recoverEvery   = 10 * time.Second // a lowered limit grows by one after so long
+	throttlePause  = time.Second      // verdicts of "too fast" this close to each other count as one
+	maxSlowdown    = 64               // a throttled pace is this part of the configured one, at least
 )
 
 var errClosed = errors.New("the upstream is closed")
 
-// slots counts who uses an account. Where lanes of both kinds share it, a few slots are kept for each auth lane. Who
-// has to wait is served auth first, in the order they came.
+// slots counts who uses an account, and how often. Where lanes of both kinds share it, a few slots are kept for each auth
+// lane. Who has to wait is served auth first, in the order they came.
 type slots struct {
-	mu        sync.Mutex
-	most      int // as configured
-	limit     int // now: the host may have said that most are too many
-	changedAt time.Time
-	auth      []string // auth lanes
-	mixed     bool     // lanes of both kinds are here
-	used      map[string]int
-	inUse     int
-	first     []*waiter // of auth lanes
-	rest      []*waiter
-	closed    bool
-	empty     chan struct{} // closed once closed and nothing is in use
+	mu          sync.Mutex
+	most        int // as configured
+	limit       int // now: the host may have said that most are too many
+	changedAt   time.Time
+	throttledAt time.Time
+	auth        []string // auth lanes
+	mixed       bool     // lanes of both kinds are here
+	used        map[string]int
+	inUse       int
+	first       []*waiter // of auth lanes
+	rest        []*waiter
+	pace        *rate.Limiter // nil for no limit
+	rate        rate.Limit    // as configured
+	next        *time.Timer   // when pace lets the next one in; nil where nobody waits for that
+	closed      bool
+	empty       chan struct{} // closed once closed and nothing is in use
 }
 
 type waiter struct {
@@ -40,9 +48,14 @@ type waiter struct {
 	ready   chan struct{}
 }
 
-func newSlots(most int, lanes []LaneKind) *slots {
+// newSlots makes most slots, of which perSecond are given in a second; 0 for any number.
+func newSlots(most, perSecond int, lanes []LaneKind) *slots {
 	most = max(most, 1)
 	s := &slots{most: most, limit: most, used: map[string]int{}, empty: make(chan struct{})}
+	if perSecond > 0 {
+		s.rate = rate.Limit(perSecond)
+		s.pace = rate.NewLimiter(s.rate, 1)
+	}
 	for _, l := range lanes {
 		if l.Kind == message.Auth && !slices.Contains(s.auth, l.Lane) {
 			s.auth = append(s.auth, l.Lane)
@@ -130,7 +143,7 @@ func (s *slots) grant() {
 	s.regain()
 	for _, queue := range []*[]*waiter{&s.first, &s.rest} {
 		*queue = slices.DeleteFunc(*queue, func(w *waiter) bool {
-			if s.limit-s.inUse <= s.kept(w.lane) {
+			if s.limit-s.inUse <= s.kept(w.lane) || !s.inTime() {
 				return false
 			}
 			s.inUse++
@@ -140,6 +153,25 @@ func (s *slots) grant() {
 			return true
 		})
 	}
+}
+
+// inTime reports whether the pace lets one more in now. Where it does not, the waiting are looked at again when it will.
+func (s *slots) inTime() bool {
+	if s.pace == nil || s.pace.Allow() {
+		return true
+	}
+	if s.next == nil {
+		r := s.pace.Reserve()
+		wait := r.Delay()
+		r.Cancel()
+		s.next = time.AfterFunc(wait, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.next = nil
+			s.grant()
+		})
+	}
+	return false
 }
 
 // kept returns how many free slots lane must leave for the auth lanes beside it.
@@ -173,13 +205,33 @@ func (s *slots) lower(open int) bool {
 	return true
 }
 
-// regain raises a lowered limit by what time has earned.
+// throttled is called when the service says that mail comes too fast: half the slots, and half the pace, must do. Answers to hand-overs that were under way at the time say nothing new.
+func (s *slots) throttled() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.throttledAt) < throttlePause {
+		return
+	}
+	s.limit = max(1, s.limit/2)
+	if s.pace != nil {
+		s.pace.SetLimit(max(s.pace.Limit()/2, s.rate/maxSlowdown))
+	}
+	s.throttledAt = time.Now()
+	s.changedAt = s.throttledAt
+}
+
+// regain raises a lowered limit by what time has earned, and a lowered pace by a tenth of the configured one.
 func (s *slots) regain() {
-	for s.limit < s.most && time.Since(s.changedAt) >= recoverEvery {
-		s.limit++
+	for (s.limit < s.most || s.slowed()) && time.Since(s.changedAt) >= recoverEvery {
+		s.limit = min(s.limit+1, s.most)
+		if s.slowed() {
+			s.pace.SetLimit(min(s.pace.Limit()+s.rate/10, s.rate))
+		}
 		s.changedAt = s.changedAt.Add(recoverEvery)
 	}
 }
+
+func (s *slots) slowed() bool { return s.pace != nil && s.pace.Limit() < s.rate }
 
 // close refuses all who wait and all who come.
 func (s *slots) close() {
@@ -189,6 +241,9 @@ func (s *slots) close() {
 		return
 	}
 	s.closed = true
+	if s.next != nil {
+		s.next.Stop()
+	}
 	for _, w := range slices.Concat(s.first, s.rest) {
 		close(w.ready)
 	}

@@ -46,7 +46,7 @@ func TestAReserveOfSlotsIsKeptForAuth(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := newSlots(tt.most, tt.lanes)
+				s := newSlots(tt.most, 0, tt.lanes)
 				gotNews := free(t, s, "news")
 				gotAuth := free(t, s, "auth")
 				if gotNews != tt.forNews || gotAuth != tt.thenAuth {
@@ -59,7 +59,7 @@ func TestAReserveOfSlotsIsKeptForAuth(t *testing.T) {
 
 func TestAuthWaitsAheadOfTheRestAndEachInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSlots(1, mixed)
+		s := newSlots(1, 0, mixed)
 		if err := s.take(t.Context(), "news"); err != nil {
 			t.Fatal(err)
 		}
@@ -87,7 +87,7 @@ func TestAuthWaitsAheadOfTheRestAndEachInOrder(t *testing.T) {
 
 func TestWhoLeavesTheQueueLosesNoSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSlots(1, nil)
+		s := newSlots(1, 0, nil)
 		if err := s.take(t.Context(), "a"); err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +108,7 @@ func TestWhoLeavesTheQueueLosesNoSlot(t *testing.T) {
 
 func TestALoweredLimitGrowsBackByOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSlots(4, nil)
+		s := newSlots(4, 0, nil)
 		for range 4 {
 			if err := s.take(t.Context(), "a"); err != nil {
 				t.Fatal(err)
@@ -133,7 +133,7 @@ func TestALoweredLimitGrowsBackByOneAtATime(t *testing.T) {
 }
 
 func TestALimitIsNotLoweredToNothing(t *testing.T) {
-	s := newSlots(4, nil)
+	s := newSlots(4, 0, nil)
 	if err := s.take(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestALimitIsNotLoweredToNothing(t *testing.T) {
 
 func TestCloseTurnsAwayWhoWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSlots(1, nil)
+		s := newSlots(1, 0, nil)
 		if err := s.take(t.Context(), "a"); err != nil {
 			t.Fatal(err)
 		}
@@ -162,6 +162,79 @@ func TestCloseTurnsAwayWhoWaits(t *testing.T) {
 		start := time.Now()
 		if err := s.drain(t.Context()); err != nil || time.Since(start) != time.Second {
 			t.Errorf("drain returned %v after %v, want nil after 1s", err, time.Since(start))
+		}
+	})
+}
+
+func TestTheRateIsKeptAndAuthGoesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlots(20, 10, mixed)
+		start := time.Now()
+		var mu sync.Mutex
+		var order []string
+		var tasks sync.WaitGroup
+		for _, lane := range []string{"news", "news", "news", "auth"} {
+			tasks.Go(func() {
+				if s.take(t.Context(), lane) == nil {
+					mu.Lock()
+					defer mu.Unlock()
+					order = append(order, lane+" "+time.Since(start).Round(time.Millisecond).String())
+				}
+			})
+			synctest.Wait()
+		}
+		tasks.Wait()
+		if want := []string{"news 0s", "auth 100ms", "news 200ms", "news 300ms"}; !slices.Equal(order, want) {
+			t.Errorf("served %v, want %v", order, want)
+		}
+		s.close()
+	})
+}
+
+func TestAThrottledAccountIsUsedHalfAsMuchAndRecovers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlots(20, 64, nil)
+		s.throttled()
+		s.throttled() // at the same time: it was under way
+		if s.limit != 10 || s.pace.Limit() != 32 {
+			t.Errorf("%d slots and %v a second after one throttling, want 10 and 32", s.limit, s.pace.Limit())
+		}
+		for range 20 {
+			time.Sleep(2 * throttlePause)
+			s.throttled()
+		}
+		if s.limit != 1 || s.pace.Limit() != 1 {
+			t.Errorf("%d slots and %v a second after many, want 1 and 1", s.limit, s.pace.Limit())
+		}
+		time.Sleep(recoverEvery)
+		s.mu.Lock()
+		s.regain()
+		s.mu.Unlock()
+		if s.limit != 2 || s.pace.Limit() < 7 || s.pace.Limit() > 8 {
+			t.Errorf("%d slots and %v a second after %v, want one and a tenth more", s.limit, s.pace.Limit(), recoverEvery)
+		}
+		time.Sleep(30 * recoverEvery)
+		s.mu.Lock()
+		s.regain()
+		s.mu.Unlock()
+		if s.limit != 20 || s.pace.Limit() != 64 {
+			t.Errorf("%d slots and %v a second in the end, want all", s.limit, s.pace.Limit())
+		}
+	})
+}
+
+func TestClosingEndsTheWaitForTheRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlots(4, 1, nil)
+		if err := s.take(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		waited := make(chan error)
+		go func() { waited <- s.take(t.Context(), "a") }()
+		synctest.Wait()
+		s.close()
+		if err := <-waited; !errors.Is(err, errClosed) {
+			t.Errorf("who waited got %v, want errClosed", err)
 		}
 	})
 }

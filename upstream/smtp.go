@@ -56,7 +56,7 @@ func newSMTPOver(c *config.Upstream, hostname string, dial func(ctx context.Cont
 	}
 	u := &smtpUpstream{
 		cfg: c, hostname: hostname, dial: dial, tls: t,
-		slots:  newSlots(c.Connections, lanes),
+		slots:  newSlots(c.Connections, c.Rate, lanes),
 		chunks: newChunking(c.Chunking),
 		live:   map[*smtpConn]bool{},
 	}
@@ -280,6 +280,25 @@ func (u *smtpUpstream) quit(c *smtpConn) {
 		return
 	}
 	u.leaving.Go(c.quit)
+}
+
+// Check implements Checker: it connects and logs in, and says QUIT.
+func (u *smtpUpstream) Check(ctx context.Context) (Account, error) {
+	c, err := u.connect(ctx)
+	if err != nil {
+		return Account{}, u.named(err)
+	}
+	a := Account{Local: c.local()}
+	if u.cfg.Username != "" {
+		a.Facts = append(a.Facts, "logged in as "+u.cfg.Username)
+	}
+	if c.caps.Size > 0 {
+		a.Facts = append(a.Facts, fmt.Sprintf("takes mail of up to %d octets", c.caps.Size))
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.quit(c)
+	return a, nil
 }
 
 // Close implements Upstream. Its error is ctx's, where slots were still in use when it ended.

@@ -117,7 +117,7 @@ func wantClasses(t *testing.T, vs []message.Verdict, want ...message.Class) {
 }
 
 // answers maps a class and scope to what a host says to bring it about.
-func answers(h *upstreamtest.Host) func(message.Class, message.Scope) {
+func answers(h *upstreamtest.Host) func(message.Class, message.Scope) bool {
 	type key struct {
 		message.Class
 		message.Scope
@@ -133,9 +133,12 @@ func answers(h *upstreamtest.Host) func(message.Class, message.Scope) {
 		{message.Unauthorised, message.ScopeUpstream}: {"MAIL", "530 5.7.0 log in"},
 		{message.Unknown, message.ScopeUpstream}:      {upstreamtest.Dot, upstreamtest.Drop},
 	}
-	return func(c message.Class, s message.Scope) {
-		r := replies[key{c, s}]
-		h.Reply(r[0], r[1])
+	return func(c message.Class, s message.Scope) bool {
+		r, ok := replies[key{c, s}]
+		if ok {
+			h.Reply(r[0], r[1])
+		}
+		return ok
 	}
 }
 

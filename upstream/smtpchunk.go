@@ -3,6 +3,7 @@ package upstream
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -152,11 +153,21 @@ func (s *smtpSlot) chunk(ctx context.Context, m *mail, commit func() error) (vs 
 	}
 	for _, cmd := range cmds {
 		if err := c.answer(m, cmd); err != nil {
+			if s.wasIdle(m, err) && s.reconnect(ctx) == nil {
+				return nil, true
+			}
 			m.fail(afterCommit(ctx, err))
 			return m.verdicts, false
 		}
 	}
 	return s.chunkAnswer(ctx, m)
+}
+
+// wasIdle reports whether err, the first word of the host on m, is that a kept connection had been idle for too long: it
+// takes nothing more on it, so m may go over another.
+func (s *smtpSlot) wasIdle(m *mail, err error) bool {
+	_, told := errors.AsType[*Paused](err)
+	return told && s.conn.reused && !m.heard
 }
 
 // beforeCommit is how a flight ends that broke before its last octet: a kept connection may have been closed by the host,

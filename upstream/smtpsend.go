@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 
 	"gatepost/message"
 )
@@ -42,6 +43,14 @@ func (s *smtpSlot) Release() {
 // Send implements Slot. A small mail goes in one flight where the host is known to take that; others take two: the
 // envelope, then the mail. Where the host has closed a kept connection, the mail goes over a new one.
 func (s *smtpSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffers, commit func() error) []message.Verdict {
+	vs := s.send(ctx, e, wire, commit)
+	if slices.ContainsFunc(vs, func(v message.Verdict) bool { return v.Class == message.Throttled }) {
+		s.upstream.slots.throttled()
+	}
+	return vs
+}
+
+func (s *smtpSlot) send(ctx context.Context, e message.Envelope, wire net.Buffers, commit func() error) []message.Verdict {
 	m := newMail(e, wire, s.caps)
 	if m.open == 0 {
 		return m.verdicts

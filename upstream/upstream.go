@@ -44,6 +44,15 @@ type Upstream interface {
 	Close(ctx context.Context) error
 }
 
+// Carrier is an Upstream that cannot carry every message: a service that takes no raw MIME, or few kinds of address. It is
+// asked before anything is handed over, also while a client waits for the answer to its mail, so it must be quick.
+type Carrier interface {
+	// Carries returns nil where m can be handed over without loss, else a permanent *reply.Error that says why not, in
+	// words fit for the client (552 5.3.4 too big, 550 5.6.7 an address beyond ASCII, 554 5.6.x its structure …). Any
+	// other error counts as nil: only what is proven is refused. m is not changed.
+	Carries(m *message.Message) error
+}
+
 // Slot is the right to hand over one message. It is used by one goroutine.
 type Slot interface {
 	Caps() Caps
@@ -82,6 +91,26 @@ func New(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) 
 		return newSMTP(c, hostname, egress, lanes)
 	case "capture":
 		return newCapture(c), nil
+	case "ses":
+		s, err := newSES(c, egress)
+		if err != nil {
+			return nil, err
+		}
+		return newAPI(c, s, egress, lanes)
+	case "mailgun":
+		return newAPI(c, newMailgun(c), egress, lanes)
+	case "sendgrid":
+		return newAPI(c, newSendgrid(c), egress, lanes)
+	case "postmark":
+		return newAPI(c, newPostmark(c), egress, lanes)
+	case "aliyun":
+		return newAPI(c, newAliyun(c), egress, lanes)
+	case "webhook":
+		w, err := newWebhook(c)
+		if err != nil {
+			return nil, err
+		}
+		return newAPI(c, w, egress, lanes)
 	}
 	return nil, fmt.Errorf("upstream %s: type %q is not known", c.Name, c.Type)
 }

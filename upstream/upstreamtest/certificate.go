@@ -45,3 +45,6 @@ func certificate(tb testing.TB) (*tls.Config, string) {
 	}
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, file
 }
+
+// Certificate returns a TLS config for a service on a loopback address, and the PEM file with the certificate to trust.
+func Certificate(tb testing.TB) (*tls.Config, string) { return certificate(tb) }

@@ -21,11 +21,15 @@ type Instance struct {
 	Upstream upstream.Upstream
 	// Received returns the mails that the service has taken, in order: only To and Data matter.
 	Received func() []Mail
-	// Answer makes the service answer the next hand-over with a verdict of that class and scope. Recipient scope means
-	// the first recipient only.
-	Answer func(message.Class, message.Scope)
+	// Answer makes the service answer the next hand-over with a verdict of that class and scope, and reports false where
+	// nothing it says means that. Recipient scope means the first recipient only.
+	Answer func(message.Class, message.Scope) bool
 	// Silence makes the service take the next mail and never answer.
 	Silence func()
+	// Alone says that each recipient of auth mail has a hand-over, and a mail, of its own.
+	Alone bool
+	// TextOnly says that Received has the decoded text of a mail for Data, since the service gets its parts.
+	TextOnly bool
 	// MaxSize is a limit on the octets of a mail that the service tells.
 	MaxSize int64
 	// Peers returns the source address of every connection so far; all must be Egress.
@@ -138,11 +142,23 @@ func testBytes(t *testing.T, s Suite) {
 	if len(got) != 3 {
 		t.Fatalf("%d mails arrived, want 3", len(got))
 	}
+	want := joined()
+	if in.TextOnly {
+		_, want, _ = strings.Cut(want, "\r\n\r\n")
+	}
 	for _, m := range got {
-		if string(m.Data) != joined() {
-			t.Errorf("arrived %q, want %q", m.Data, joined())
+		if plain(in, string(m.Data)) != plain(in, want) {
+			t.Errorf("arrived %q, want %q", m.Data, want)
 		}
 	}
+}
+
+// plain returns text without what the parts of a mail may lose: the form of its line ends, and those at its end.
+func plain(in *Instance, text string) string {
+	if !in.TextOnly {
+		return text
+	}
+	return strings.TrimRight(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
 }
 
 func testRecipients(t *testing.T, s Suite) {
@@ -151,8 +167,20 @@ func testRecipients(t *testing.T, s Suite) {
 	e := envelope(to...)
 	e.From = ""
 	expect(t, send(t, in, e, yes), message.Accepted, message.Accepted, message.Accepted)
-	if got := in.Received(); len(got) != 1 || !slices.Equal(got[0].To, to) || got[0].From != "" {
-		t.Errorf("arrived %+v, want one mail from nobody to %v", got, to)
+	var arrived []string
+	got := in.Received()
+	for _, m := range got {
+		arrived = append(arrived, m.To...)
+		if m.From != "" {
+			t.Errorf("a mail arrived from %q, want nobody", m.From)
+		}
+	}
+	mails := 1
+	if in.Alone {
+		mails = len(to)
+	}
+	if len(got) != mails || !slices.Equal(arrived, to) {
+		t.Errorf("arrived %+v, want %d mails to %v", got, mails, to)
 	}
 }
 
@@ -170,23 +198,43 @@ func testVerdicts(t *testing.T, s Suite) {
 		{Class: message.Permanent, Scope: message.ScopeRecipient},
 		{Class: message.Permanent, Scope: message.ScopeMessage},
 		{Class: message.Permanent, Scope: message.ScopeDomain},
+		{Class: message.Unauthorised, Scope: message.ScopeDomain},
 		{Class: message.Throttled, Scope: message.ScopeUpstream},
 		{Class: message.Unauthorised, Scope: message.ScopeUpstream},
 		{Class: message.Unknown, Scope: message.ScopeUpstream},
 	} {
-		in.Answer(want.Class, want.Scope)
+		if !in.Answer(want.Class, want.Scope) {
+			continue
+		}
 		vs := send(t, in, envelope(to...), yes)
 		second := want.Class
-		if want.Scope == message.ScopeRecipient {
+		if want.Scope == message.ScopeRecipient || in.Alone && (want.Scope != message.ScopeUpstream || want.Class == message.Unknown) {
 			second = message.Accepted
 		}
 		expect(t, vs, want.Class, second)
 		if vs[0].Scope != want.Scope {
 			t.Errorf("scope %q, want %q: %+v", vs[0].Scope, want.Scope, vs[0])
 		}
-		// Whatever it was, the next mail is none the worse for it.
+		// Whatever it was, the next mail is none the worse for it, once the service lets it come.
+		if !soon(func() bool { return !paused(t, in) }) {
+			t.Fatalf("the upstream stays paused after %+v", vs[0])
+		}
 		expect(t, send(t, in, envelope(to...), yes), message.Accepted, message.Accepted)
 	}
+}
+
+// paused reports whether no slot can be had because of what the service said.
+func paused(t *testing.T, in *Instance) bool {
+	t.Helper()
+	slot, err := in.Upstream.Reserve(t.Context(), lane)
+	if err == nil {
+		slot.Release()
+		return false
+	}
+	if _, ok := errors.AsType[*upstream.Paused](err); !ok {
+		t.Fatalf("Reserve: %v", err)
+	}
+	return true
 }
 
 func testCommitGate(t *testing.T, s Suite) {

@@ -1,0 +1,248 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"gatepost/config"
+	"gatepost/message"
+)
+
+const (
+	mailgunSize       = 25 << 20 // octets of a message
+	mailgunRecipients = 1000     // of a call
+	mailgunPause      = time.Minute
+)
+
+// mailgun is Mailgun's HTTP API, POST /v3/DOMAIN/messages.mime: the message travels as it is.
+type mailgun struct{ cfg *config.Upstream }
+
+func newMailgun(c *config.Upstream) *mailgun { return &mailgun{c} }
+
+func (m *mailgun) endpoint() string {
+	switch {
+	case m.cfg.Endpoint != "":
+		return m.cfg.Endpoint
+	case m.cfg.Region == "eu":
+		return "https://api.eu.mailgun.net"
+	}
+	return "https://api.mailgun.net"
+}
+
+// traits: Mailgun replaces the envelope sender, so Return-Path is never ours.
+func (m *mailgun) traits() Traits {
+	return Traits{MaxSize: mailgunSize, MaxRecipients: mailgunRecipients, NeverSign: []string{"Return-Path"}, Captures: m.cfg.TestMode}
+}
+
+func (m *mailgun) caps() Caps { return Caps{Size: mailgunSize, MaxRecipients: mailgunRecipients} }
+
+// calls makes one request for each recipient of auth mail, since a refusal concerns the whole request.
+func (m *mailgun) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
+	key, err := m.cfg.APIKey.Read()
+	if err != nil {
+		return nil, err
+	}
+	return splittable(e, mailgunRecipients, func(to []int) call {
+		return call{to: to, meaning: m.meaning, ask: func(ctx context.Context, x *exchange) error {
+			req, err := m.request(ctx, key, e, to, wire)
+			if err != nil {
+				return err
+			}
+			_, err = x.Do(req)
+			return err
+		}}
+	}), nil
+}
+
+// request makes the form of one call: the envelope's recipients, the options, and the message as a file.
+func (m *mailgun) request(ctx context.Context, key string, e message.Envelope, to []int, wire net.Buffers) (*http.Request, error) {
+	var head, tail bytes.Buffer
+	form := multipart.NewWriter(&head)
+	for _, i := range to {
+		form.WriteField("to", e.To[i])
+	}
+	for _, option := range m.options(e) {
+		form.WriteField(option[0], option[1])
+	}
+	if _, err := form.CreateFormFile("message", "message.eml"); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(&tail, "\r\n--%s--\r\n", form.Boundary())
+	body := slices.Concat(net.Buffers{head.Bytes()}, wire, net.Buffers{tail.Bytes()})
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.endpoint()+"/v3/"+url.PathEscape(m.cfg.Domain)+"/messages.mime", io.NopCloser(&body))
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range body {
+		req.ContentLength += int64(len(b))
+	}
+	req.Header.Set("Content-Type", form.FormDataContentType())
+	req.SetBasicAuth("api", key)
+	return req, nil
+}
+
+// options says how the message is to be treated. Auth mail is never tracked, and only sent over TLS; the id that events
+// will carry is the spool's.
+func (m *mailgun) options(e message.Envelope) [][2]string {
+	var all [][2]string
+	set := func(name, value string) { all = append(all, [2]string{name, value}) }
+	switch {
+	case e.Kind == message.Auth || m.cfg.Tracking == "off":
+		set("o:tracking", "no")
+		set("o:tracking-clicks", "no")
+		set("o:tracking-opens", "no")
+	case m.cfg.Tracking == "on":
+		set("o:tracking", "yes")
+	}
+	if e.Kind == message.Auth {
+		set("o:require-tls", "yes")
+	}
+	if m.cfg.ServiceDKIM != "" {
+		set("o:dkim", m.cfg.ServiceDKIM)
+	}
+	if m.cfg.IPPool != "" {
+		set("o:sending-ip-pool", m.cfg.IPPool)
+	}
+	for _, tag := range m.cfg.Tags {
+		set("o:tag", tag)
+	}
+	if m.cfg.TestMode {
+		set("o:testmode", "yes")
+	}
+	set("v:gid", e.ID.String())
+	return all
+}
+
+// mailgunSaid is what Mailgun says of a request. A 401 is not in this form.
+type mailgunSaid struct {
+	ID      string `json:"id"`
+	Message string `json:"message"`
+}
+
+// meaning follows Mailgun's statuses; its words decide only where the status stands for two things.
+//
+//	403       "large batches"                throttled     upstream
+//	400, 403  "not allowed to send"          unauthorised  domain     not verified, disabled, or a sandbox
+//	400       "is not a valid address"       permanent     recipient  where the call is for one
+//	400                                      permanent     message
+//	404       "domain not found"             unauthorised  domain     a new domain takes minutes to be known everywhere
+//	429                                      throttled     upstream   the time is in the words
+func (m *mailgun) meaning(a answer) []message.Verdict {
+	return []message.Verdict{m.verdict(a, mailgunWords(a))}
+}
+
+func (m *mailgun) verdict(a answer, said mailgunSaid) message.Verdict {
+	has := func(words string) bool { return strings.Contains(strings.ToLower(said.Message), words) }
+	switch {
+	case a.ok():
+		return a.accepted(said.ID)
+	case a.status == 403 && has("large batches"):
+		return a.as(message.Throttled, message.ScopeUpstream, "", said.Message)
+	case (a.status == 400 || a.status == 403) && has("not allowed to send"), a.status == 404 && has("domain not found"):
+		return a.as(message.Unauthorised, message.ScopeDomain, "", said.Message)
+	case a.status == 400 && has("is not a valid address"):
+		return a.as(message.Permanent, message.ScopeRecipient, "5.1.3", said.Message)
+	case a.status == 400:
+		return a.as(message.Permanent, message.ScopeMessage, "5.6.0", said.Message)
+	case a.status == 429:
+		v := a.as(message.Throttled, message.ScopeUpstream, "", said.Message)
+		v.RetryAfter = mailgunRetryAfter(said.Message, v.RetryAfter, time.Now())
+		return v
+	}
+	return a.verdict(said.Message)
+}
+
+var (
+	mailgunSeconds = regexp.MustCompile(`try again after (\d{1,9}) seconds`)
+	mailgunDate    = regexp.MustCompile(`try again after (\w{3}, \d{1,2} \w{3} \d{4} \d{2}:\d{2}:\d{2}) (?:UTC|GMT)`)
+)
+
+// mailgunRetryAfter returns how long to wait after a 429: what the words say, else the header, else a minute.
+func mailgunRetryAfter(words string, header time.Duration, now time.Time) time.Duration {
+	if found := mailgunSeconds.FindStringSubmatch(words); found != nil {
+		return parseRetryAfter(found[1], now)
+	}
+	if found := mailgunDate.FindStringSubmatch(words); found != nil {
+		if at, err := time.Parse("Mon, 2 Jan 2006 15:04:05", found[1]); err == nil {
+			return min(max(at.Sub(now), 0), maxRetryAfter)
+		}
+	}
+	if header > 0 {
+		return header
+	}
+	return mailgunPause
+}
+
+// mailgunDomain is what Mailgun tells of a domain.
+type mailgunDomain struct {
+	Domain struct {
+		State string `json:"state"`
+		Type  string `json:"type"`
+	} `json:"domain"`
+}
+
+// check reads the domain. A sending key may not do that; that it may send shows from the answer to a message without
+// any content, which asks for what is missing.
+func (m *mailgun) check(ctx context.Context, do doer) (Account, error) {
+	key, err := m.cfg.APIKey.Read()
+	if err != nil {
+		return Account{}, &Paused{Verdict: upstreamDown(message.Unauthorised, err.Error())}
+	}
+	a, err := m.get(ctx, do, http.MethodGet, "/v4/domains/"+url.PathEscape(m.cfg.Domain), key)
+	var said mailgunDomain
+	switch {
+	case err != nil:
+		return Account{}, err
+	case a.ok():
+		a.decode(&said)
+		return mailgunAccount(said), nil
+	case a.status != 401 && a.status != 403:
+		return Account{}, pausedFor(m.verdict(a, mailgunWords(a)))
+	}
+	a, err = m.get(ctx, do, http.MethodPost, "/v3/"+url.PathEscape(m.cfg.Domain)+"/messages.mime", key)
+	switch {
+	case err != nil:
+		return Account{}, err
+	case a.status == 400:
+		return Account{Facts: []string{"a sending key"}}, nil
+	}
+	return Account{}, pausedFor(m.verdict(a, mailgunWords(a)))
+}
+
+// get makes a request that brings nothing.
+func (m *mailgun) get(ctx context.Context, do doer, method, path, key string) (answer, error) {
+	req, err := http.NewRequestWithContext(ctx, method, m.endpoint()+path, nil)
+	if err != nil {
+		return answer{}, err
+	}
+	req.SetBasicAuth("api", key)
+	return do(req)
+}
+
+func mailgunWords(a answer) (said mailgunSaid) {
+	a.decode(&said)
+	return said
+}
+
+func mailgunAccount(said mailgunDomain) (acc Account) {
+	if state := said.Domain.State; state != "" {
+		acc.Facts = append(acc.Facts, "domain "+state)
+		if state != "active" {
+			acc.Traps = append(acc.Traps, "the domain is "+state+": Mailgun sends nothing from it until its DNS records are verified")
+		}
+	}
+	if said.Domain.Type == "sandbox" {
+		acc.Traps = append(acc.Traps, "a sandbox domain: only authorised recipients get mail")
+	}
+	return acc
+}
