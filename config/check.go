@@ -141,9 +141,12 @@ func (l *loader) checkPair(s *Stream, u *Upstream) {
 		l.bad(join("upstream", u.Name)+".tracking", "give marketing mail an upstream of its own", "%q is used by stream %q: links and opens of sign-in mail are never tracked", u.Name, s.Name)
 	}
 	if len(s.DKIM) > 0 && u.mapped() {
-		l.warn(path+".dkim", "have this service's own DKIM records in DNS: gatepost check looks for alignment", "is not used for upstream %q: %s builds the message anew and signs it itself", u.Name, u.Type)
+		l.warn(path+".dkim", "have this service's own DKIM records in DNS, as docs/upstreams says", "is not used for upstream %q: %s builds the message anew and signs it itself", u.Name, u.Type)
 	} else if len(s.DKIM) > 0 && u.DKIM != "sign" {
 		l.warn(path+".dkim", fmt.Sprintf(`set dkim = "sign" on [upstream.%s] if it should be`, u.Name), "is not used for upstream %q, whose dkim is %q", u.Name, u.DKIM)
+	}
+	if _, domain, ok := strings.Cut(u.AccountName, "@"); ok && l.owner(domain) != s {
+		l.bad(join("upstream", u.Name)+".account_name", "name a sender address in one of its domains", "%q is not in domains of stream %q: the service would take none of its mail", u.AccountName, s.Name)
 	}
 	if u.CommitTimeout >= s.TTL {
 		l.bad(join("upstream", u.Name)+".commit_timeout", "", "%s is not below the ttl of stream %q (%s): nothing could be sent in time",

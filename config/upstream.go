@@ -19,7 +19,7 @@ var upstreamTypes = []struct {
 	{"mailgun", []string{"endpoint", "tls_ca_file", "region", "domain", "api_key_file", "tags", "tracking", "service_dkim", "test_mode", "ip_pool"}},
 	{"sendgrid", []string{"endpoint", "tls_ca_file", "region", "api_key_file", "ip_pool", "categories", "tracking", "sandbox"}},
 	{"postmark", []string{"endpoint", "tls_ca_file", "server_token_file", "message_stream", "tag", "metadata", "keep_id", "tracking"}},
-	{"aliyun", []string{"endpoint", "tls_ca_file", "region", "account_name", "access_key_id_file", "access_key_secret_file", "from_alias", "tag"}},
+	{"aliyun", []string{"endpoint", "tls_ca_file", "region", "account_name", "access_key_id_file", "access_key_secret_file", "from_alias", "tag", "tracking"}},
 	{"webhook", []string{"url", "tls_ca_file", "format", "secret_file"}},
 	{"capture", nil},
 }
@@ -89,6 +89,7 @@ func (l *loader) upstreamDKIM(t *table, u *Upstream) string {
 	switch {
 	case u.mapped() && mode == "sign":
 		t.bad(t.at("dkim"), `remove it: the service signs, with the keys that its console shows`, `"sign" has no place where type is %q: the service builds the message anew, so no signature of ours would arrive`, u.Type)
+		return def
 	case mode == "sign" && u.Tracking == "on":
 		t.bad(t.at("tracking"), `turn it off, or write dkim = "strip" and let the service sign`, "does not go with dkim \"sign\": what the service changes in the body breaks the signature")
 	case mode != "sign" && u.ServiceDKIM == "no":

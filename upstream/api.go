@@ -86,7 +86,7 @@ type Account struct {
 	Traps []string // what will keep mail from arriving: "in the sandbox: only verified recipients get mail"
 }
 
-// Checker is an Upstream that can tell whether its account works without sending a mail.
+// Checker is an Upstream that can tell more of its account than Reserve does, which connects and, over SMTP, logs in.
 type Checker interface {
 	// Check logs in from the egress and reads what the account may. Its error is *Paused; ErrUnproven where the service
 	// knows the credentials, but does not let them read anything; or ctx's.

@@ -189,7 +189,7 @@ func TestAnSESRequestIsWhatAWSDescribes(t *testing.T) {
 				}
 			}
 			r := s.Wait(1)[0]
-			upstreamtest.CheckRequest(t, name, "https://email.eu-central-1.amazonaws.com", r.HTTP(), r.Body)
+			upstreamtest.CheckRequest(t, name, "https://email.eu-central-1.amazonaws.com", r)
 		})
 	}
 }

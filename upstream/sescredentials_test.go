@@ -30,7 +30,7 @@ func sesBehindProxy(t *testing.T, p *socksProxy) upstream.Upstream {
 	key := sesKey
 	key.Token = "session"
 	s := upstreamtest.NewService(t, upstreamtest.ServiceOptions{}, func(r upstreamtest.Request) upstreamtest.Reply {
-		if err := upstreamtest.VerifySigV4(r.HTTP(), r.Body, key, time.Now()); err != nil {
+		if err := upstreamtest.VerifySigV4(r, key, time.Now()); err != nil {
 			return sesSays(403, "InvalidSignatureException", err.Error())
 		}
 		return upstreamtest.Reply{Body: `{"MessageId":"0107018fe5b7c2d4-aa11bb22-0000"}`}

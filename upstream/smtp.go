@@ -282,25 +282,6 @@ func (u *smtpUpstream) quit(c *smtpConn) {
 	u.leaving.Go(c.quit)
 }
 
-// Check implements Checker: it connects and logs in, and says QUIT.
-func (u *smtpUpstream) Check(ctx context.Context) (Account, error) {
-	c, err := u.connect(ctx)
-	if err != nil {
-		return Account{}, u.named(err)
-	}
-	a := Account{Local: c.local()}
-	if u.cfg.Username != "" {
-		a.Facts = append(a.Facts, "logged in as "+u.cfg.Username)
-	}
-	if c.caps.Size > 0 {
-		a.Facts = append(a.Facts, fmt.Sprintf("takes mail of up to %d octets", c.caps.Size))
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.quit(c)
-	return a, nil
-}
-
 // Close implements Upstream. Its error is ctx's, where slots were still in use when it ended.
 func (u *smtpUpstream) Close(ctx context.Context) error {
 	u.slots.close()

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,15 +41,6 @@ type Request struct {
 	Body   []byte
 	Peer   netip.AddrPort
 	At     time.Time
-}
-
-// HTTP returns r as net/http has it, without its body.
-func (r Request) HTTP() *http.Request {
-	u, err := url.ParseRequestURI(r.Path)
-	if err != nil {
-		u = &url.URL{Path: r.Path}
-	}
-	return &http.Request{Method: r.Method, URL: u, Host: r.Host, Header: r.Header, Proto: r.Proto, RequestURI: r.Path, ContentLength: int64(len(r.Body))}
 }
 
 // Reply is what a service does with a request. A zero Status stands for 200.
