@@ -23,11 +23,16 @@ const (
 	probeTime = 10 * time.Second
 )
 
+// distrust is how long a host gets no flights after one whose fate is not known because the connection broke: it would
+// have told before the mail was on its way otherwise.
+const distrust = 10 * time.Minute
+
 // chunking is what is known of how a host takes chunks.
 type chunking struct {
 	mu    sync.Mutex
 	known bool // or being found out
 	safe  bool
+	until time.Time // of the distrust; zero for none
 }
 
 // ask reports whether somebody has to find out, and leaves that to the caller.
@@ -48,7 +53,14 @@ func (k *chunking) learn(known, safe bool) {
 func (k *chunking) isSafe() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.safe
+	return k.safe && !time.Now().Before(k.until)
+}
+
+// broke notes that a connection broke in mid-flight.
+func (k *chunking) broke() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.until = time.Now().Add(distrust)
 }
 
 // newChunking starts from what the config says of the host.
@@ -156,7 +168,7 @@ func (s *smtpSlot) chunk(ctx context.Context, m *mail, commit func() error) (vs 
 			if s.wasIdle(m, err) && s.reconnect(ctx) == nil {
 				return nil, true
 			}
-			m.fail(afterCommit(ctx, err))
+			m.fail(s.afterCommit(ctx, err))
 			return m.verdicts, false
 		}
 	}
@@ -183,9 +195,12 @@ func (s *smtpSlot) beforeCommit(ctx context.Context, m *mail, err error) (vs []m
 }
 
 // afterCommit is the verdict on what was not answered. A 421 says that the host ends here and takes nothing more.
-func afterCommit(ctx context.Context, err error) message.Verdict {
+func (s *smtpSlot) afterCommit(ctx context.Context, err error) message.Verdict {
 	if v := lost(stopped(ctx, err)); v.Class == message.Throttled {
 		return v
+	}
+	if ctx.Err() == nil {
+		s.upstream.chunks.broke()
 	}
 	return upstreamDown(message.Unknown, stopped(ctx, err).Error())
 }
@@ -202,7 +217,7 @@ func (s *smtpSlot) chunkAnswer(ctx context.Context, m *mail) (vs []message.Verdi
 	}
 	switch {
 	case err != nil:
-		m.fail(upstreamDown(message.Unknown, stopped(ctx, c.failed("answer to the mail", err)).Error()))
+		m.fail(s.afterCommit(ctx, c.failed("answer to the mail", err)))
 	case r.class() == 2:
 		c.broken = m.refused()
 		c.dirty = false

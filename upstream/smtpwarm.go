@@ -73,13 +73,14 @@ func (u *smtpUpstream) refresh(c *smtpConn) {
 		return
 	}
 	if !u.beside(func() {
-		defer u.slots.give(u.spareLane())
 		if time.Since(c.born)+2*idleTime >= maxAge {
 			u.open()
 			u.retire(c)
 		} else if u.take(c) {
 			u.ask(c)
 		}
+		u.slots.give(u.spareLane())
+		u.warm()
 	}) {
 		u.slots.give(u.spareLane())
 	}

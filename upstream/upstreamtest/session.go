@@ -99,9 +99,20 @@ func (s *session) do(a Action) error {
 	}
 	s.write(a.Reply + "\r\n")
 	if strings.HasPrefix(a.Reply, "421") {
+		s.part()
 		return errGone
 	}
 	return nil
+}
+
+// part ends the connection so that the last reply arrives: what the client is still sending is read.
+func (s *session) part() {
+	s.bw.Flush()
+	if half, ok := s.raw.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+		s.raw.SetReadDeadline(time.Now().Add(time.Second))
+		io.Copy(io.Discard, s.raw)
+	}
 }
 
 func (s *session) write(text string) {
@@ -362,7 +373,7 @@ func (s *session) chunk(arg string) error {
 	if a.Reply == usual {
 		a = s.ask(Dot, "", fmt.Sprintf("250 2.0.0 Ok: queued as T%d-%d", s.number, s.mailNo))
 	}
-	if a.Reply == Drop || a.Reply == Hang || a.Reply[0] == '2' {
+	if m != nil && len(m.To) > 0 && (a.Reply == Drop || a.Reply == Hang || a.Reply[0] == '2') {
 		s.host.take(*m)
 	}
 	return s.do(a)
