@@ -152,6 +152,7 @@ type Upstream struct {
 	Password      Secret // re-read at every login
 	Auth          string // "plain", "login", "xoauth2"; "" without a username
 	Token         Secret // for xoauth2; re-read at every login
+	Chunking      string // whether small mail goes in one flight by BDAT: "probe", "always" or "never"
 
 	// Services with an API. Their secrets are re-read for every request.
 	Endpoint string   // scheme://host[:port] instead of the service's own; "" for that

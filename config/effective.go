@@ -306,6 +306,7 @@ func (u *Upstream) values() (vs values) {
 	vs.set("password_file", u.Password.File)
 	vs.set("auth", u.Auth)
 	vs.set("token_file", u.Token.File)
+	vs.set("chunking", u.Chunking)
 	u.serviceValues(&vs)
 	vs.set("connections", u.Connections)
 	if u.Rate > 0 {

@@ -116,7 +116,7 @@ func TestASmallConfigLoadsWithTheDefaultsOfEachKind(t *testing.T) {
 		Retry: []time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour}})
 	equal("egress", *c.Egress["auth"], config.Egress{Name: "auth", IPv4: netip.MustParseAddr("127.0.0.2")})
 	equal("upstream", *c.Upstream["sink"], config.Upstream{Name: "sink", Type: "smtp", Address: "127.0.0.1:2526", Host: "127.0.0.1", Port: 2526,
-		TLS: "none", Connections: 20, DKIM: "sign"})
+		TLS: "none", Chunking: "probe", Connections: 20, DKIM: "sign"})
 	equal("store", c.Store, config.Store{Engine: "sqlite"})
 	equal("history", c.History, config.History{Keep: 30 * 24 * time.Hour})
 	equal("log", c.Log, config.Log{Level: "info"})
@@ -189,6 +189,7 @@ func TestTheEffectiveConfigLoadsToTheSameConfig(t *testing.T) {
 			`address = "SMTP.example.net:587"
 			 username = "o'quote \"and\" \\back"
 			 token_file = "t.token"
+			 chunking = "never"
 			 commit_timeout = "2s"
 			 connections = 3`,
 			`domains = ["marketing.example.com"]`, `domains = ["bücher.example", "*.Marketing.example.com"]`,

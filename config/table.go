@@ -25,7 +25,7 @@ var keys = map[string][]string{
 	"dkim":   {"selector", "key_file", "domain", "shared"},
 	"egress": {"ipv4", "ipv6", "public_ipv4", "proxy", "shared"},
 	"upstream": {"type", "address", "tls", "tls_ca_file", "tls_server_name", "username", "password_file", "auth", "token_file",
-		"endpoint", "region", "access_key_id_file", "secret_access_key_file", "session_token_file", "configuration_set", "tenant",
+		"chunking", "endpoint", "region", "access_key_id_file", "secret_access_key_file", "session_token_file", "configuration_set", "tenant",
 		"identity_arn", "feedback_address", "feedback_identity_arn", "domain", "api_key_file", "service_dkim", "test_mode", "ip_pool",
 		"categories", "sandbox", "server_token_file", "message_stream", "metadata", "keep_id", "account_name",
 		"access_key_secret_file", "from_alias", "tag", "tags", "tracking", "url", "format", "secret_file",

@@ -13,7 +13,7 @@ var upstreamTypes = []struct {
 	name string
 	keys []string
 }{
-	{"smtp", []string{"address", "tls", "tls_ca_file", "tls_server_name", "username", "password_file", "auth", "token_file"}},
+	{"smtp", []string{"address", "tls", "tls_ca_file", "tls_server_name", "username", "password_file", "auth", "token_file", "chunking"}},
 	{"ses", []string{"endpoint", "tls_ca_file", "region", "access_key_id_file", "secret_access_key_file", "session_token_file", "configuration_set",
 		"tenant", "tags", "identity_arn", "feedback_address", "feedback_identity_arn"}},
 	{"mailgun", []string{"endpoint", "tls_ca_file", "region", "domain", "api_key_file", "tags", "tracking", "service_dkim", "test_mode", "ip_pool"}},
@@ -102,6 +102,7 @@ func (l *loader) smtp(t *table, u *Upstream) {
 	l.upstreamAddress(t, u)
 	l.tls(t, u)
 	l.login(t, u)
+	u.Chunking = t.choice("chunking", "probe", "probe", "always", "never")
 	if u.TLS == "none" && (t.has("username") || u.Auth != "") && u.Host != "" && !isLoopback(u.Host) {
 		t.bad(t.at("tls"), `use "starttls" or "implicit"`, `"none" would send the password in clear text to %s`, u.Host)
 	}

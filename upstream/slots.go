@@ -90,6 +90,18 @@ func (s *slots) take(ctx context.Context, lane string) error {
 	return nil
 }
 
+// try is take for who would rather go without than wait.
+func (s *slots) try(lane string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.regain(); s.closed || s.limit-s.inUse <= s.kept(lane) {
+		return false
+	}
+	s.inUse++
+	s.used[lane]++
+	return true
+}
+
 // leave takes back what w asked for, and what it was given meanwhile.
 func (s *slots) leave(w *waiter) {
 	s.mu.Lock()

@@ -31,13 +31,15 @@ type smtpUpstream struct {
 	dial     func(ctx context.Context) (net.Conn, error)
 	tls      *tls.Config
 	slots    *slots
+	chunks   *chunking
 	closing  context.Context // ends with Close
 	shut     context.CancelFunc
-	leaving  sync.WaitGroup // connections that say QUIT
+	leaving  sync.WaitGroup // what is done beside: QUIT, NOOP, spares
 
 	mu     sync.Mutex
 	live   map[*smtpConn]bool // all that are logged in
 	pool   []*smtpConn        // those of them that wait for a mail
+	coming int                // spares that are being opened
 	closed bool               // Close has had its end: nothing is kept or quit politely
 }
 
@@ -54,11 +56,23 @@ func newSMTPOver(c *config.Upstream, hostname string, dial func(ctx context.Cont
 	}
 	u := &smtpUpstream{
 		cfg: c, hostname: hostname, dial: dial, tls: t,
-		slots: newSlots(c.Connections, c.Rate, lanes),
-		live:  map[*smtpConn]bool{},
+		slots:  newSlots(c.Connections, c.Rate, lanes),
+		chunks: newChunking(c.Chunking),
+		live:   map[*smtpConn]bool{},
 	}
 	u.closing, u.shut = context.WithCancel(context.Background())
 	return u, nil
+}
+
+// beside runs f on a goroutine that Close waits for, and reports false where the upstream closes already.
+func (u *smtpUpstream) beside(f func()) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closing.Err() != nil {
+		return false
+	}
+	u.leaving.Go(f)
+	return true
 }
 
 // tlsConfig returns how the host is verified: always, and against the configured roots.
@@ -70,7 +84,7 @@ func tlsConfig(c *config.Upstream) (*tls.Config, error) {
 	default:
 		return nil, fmt.Errorf("tls %q is not known", c.TLS)
 	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.TLSServerName}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.TLSServerName, ClientSessionCache: tls.NewLRUClientSessionCache(0)}
 	if t.ServerName == "" {
 		t.ServerName = c.Host
 	}
@@ -100,6 +114,7 @@ func (u *smtpUpstream) Reserve(ctx context.Context, lane string) (Slot, error) {
 		}
 		c, err := u.checkOut(ctx)
 		if err == nil {
+			u.warm()
 			return &smtpSlot{upstream: u, lane: lane, conn: c, caps: c.caps}, nil
 		}
 		crowded := u.crowded(err)
@@ -234,7 +249,7 @@ func (u *smtpUpstream) checkIn(c *smtpConn) {
 		u.quit(c)
 		return
 	}
-	c.idle = time.AfterFunc(idleTime, func() { u.retire(c) })
+	c.idle = time.AfterFunc(idleTime, func() { u.refresh(c) })
 	u.pool = append(u.pool, c)
 }
 
@@ -242,10 +257,19 @@ func (u *smtpUpstream) checkIn(c *smtpConn) {
 func (u *smtpUpstream) retire(c *smtpConn) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if i := slices.Index(u.pool, c); i >= 0 {
-		u.pool = slices.Delete(u.pool, i, i+1)
+	if u.remove(c) {
 		u.quit(c)
 	}
+}
+
+// remove takes c out of the pool, where it still is there. mu is held.
+func (u *smtpUpstream) remove(c *smtpConn) bool {
+	i := slices.Index(u.pool, c)
+	if i < 0 {
+		return false
+	}
+	u.pool = slices.Delete(u.pool, i, i+1)
+	return true
 }
 
 // quit ends c politely, beside the caller, who holds the lock.

@@ -207,22 +207,27 @@ func (c *smtpConn) spoken() bool {
 	if c.br.Buffered() > 0 {
 		return true
 	}
+	said, closed := c.peek()
+	return said || closed
+}
+
+// peek tells what has come that was not read yet: something, or the end. It does not wait.
+func (c *smtpConn) peek() (said, closed bool) {
 	sc, ok := c.tcp.(syscall.Conn)
 	if !ok {
-		return false
+		return false, false
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
-		return true
+		return false, true
 	}
-	quiet := false
 	err = raw.Read(func(fd uintptr) bool {
 		var b [1]byte
-		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		quiet = errors.Is(err, syscall.EAGAIN)
+		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		said, closed = n > 0, n == 0 && err == nil || err != nil && !errors.Is(err, syscall.EAGAIN)
 		return true
 	})
-	return err != nil || !quiet
+	return said, closed || err != nil
 }
 
 // local returns the local IP address; "" where there is none.

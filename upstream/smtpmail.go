@@ -96,6 +96,9 @@ func (m *mail) fail(v message.Verdict) {
 	}
 }
 
+// refused reports whether any recipient was.
+func (m *mail) refused() bool { return m.open < len(m.verdicts) }
+
 // command is one line of the envelope.
 type command struct {
 	verb      string

@@ -25,14 +25,23 @@ func (s *smtpSlot) Caps() Caps { return s.caps }
 // Local implements Slot.
 func (s *smtpSlot) Local() string { return s.conn.local() }
 
-// Release implements Slot.
+// Release implements Slot. The first connection to a host that offers chunks ends with a probe of how it takes them.
 func (s *smtpSlot) Release() {
-	s.upstream.checkIn(s.conn)
-	s.upstream.slots.give(s.lane)
+	u := s.upstream
+	if c := s.conn; !c.broken && c.mails > 0 && c.oneFlight() && u.chunks.ask() && u.beside(func() {
+		u.findOut(c)
+		u.slots.give(s.lane)
+		u.warm()
+	}) {
+		return
+	}
+	u.checkIn(s.conn)
+	u.slots.give(s.lane)
+	u.warm()
 }
 
-// Send implements Slot. Where the host has closed a kept connection, the mail goes over a new one: that it did shows
-// before anything of the mail was answered.
+// Send implements Slot. A small mail goes in one flight where the host is known to take that; others take two: the
+// envelope, then the mail. Where the host has closed a kept connection, the mail goes over a new one.
 func (s *smtpSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffers, commit func() error) []message.Verdict {
 	vs := s.send(ctx, e, wire, commit)
 	if slices.ContainsFunc(vs, func(v message.Verdict) bool { return v.Class == message.Throttled }) {
@@ -53,6 +62,17 @@ func (s *smtpSlot) send(ctx context.Context, e message.Envelope, wire net.Buffer
 			s.upstream.kill(s.conn)
 		}
 	}()
+	if m.size <= maxChunk && s.conn.oneFlight() && s.upstream.chunks.isSafe() {
+		if vs, again := s.chunk(ctx, m, commit); !again {
+			return vs
+		}
+	}
+	return s.twoFlights(ctx, m, commit)
+}
+
+// twoFlights sends the envelope and, once that was answered, the mail.
+func (s *smtpSlot) twoFlights(ctx context.Context, m *mail, commit func() error) []message.Verdict {
+	// That a kept connection is gone shows before anything of the mail was answered.
 	err := s.envelope(ctx, m)
 	if err != nil && s.conn.reused && !m.heard && ctx.Err() == nil {
 		if err = s.reconnect(ctx); err == nil {

@@ -42,6 +42,8 @@ type HostOptions struct {
 	Extensions     []string // lines to offer beside the usual
 	MaxConnections int      // more at a time get 421; 0 for any number
 	SplitReplies   bool     // every octet of a reply is a write of its own
+	Chunking       bool     // offers CHUNKING (RFC 3030)
+	ReadsRefused   bool     // takes what is in a refused chunk for commands, as no host should
 }
 
 // Step is where a client stands when the script is asked.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -98,9 +99,20 @@ func (s *session) do(a Action) error {
 	}
 	s.write(a.Reply + "\r\n")
 	if strings.HasPrefix(a.Reply, "421") {
+		s.part()
 		return errGone
 	}
 	return nil
+}
+
+// part ends the connection so that the last reply arrives: what the client is still sending is read.
+func (s *session) part() {
+	s.bw.Flush()
+	if half, ok := s.raw.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+		s.raw.SetReadDeadline(time.Now().Add(time.Second))
+		io.Copy(io.Discard, s.raw)
+	}
 }
 
 func (s *session) write(text string) {
@@ -134,6 +146,8 @@ func (s *session) command(verb, arg string) error {
 		return s.rcptTo(arg)
 	case "DATA":
 		return s.data()
+	case "BDAT":
+		return s.chunk(arg)
 	case "QUIT":
 		s.say(verb, arg, "221 bye")
 		return errGone
@@ -158,6 +172,9 @@ func (s *session) offer(verb string) string {
 	}
 	if o.Username != "" {
 		all = append(all, "AUTH PLAIN LOGIN XOAUTH2")
+	}
+	if o.Chunking {
+		all = append(all, "CHUNKING")
 	}
 	all = append(all, o.Extensions...)
 	all = slices.DeleteFunc(all, func(line string) bool {
@@ -316,6 +333,47 @@ func (s *session) body() error {
 	// A host takes a mail before it says so: a reply that is lost leaves a mail taken.
 	a := s.ask(Dot, "", fmt.Sprintf("250 2.0.0 Ok: queued as T%d-%d", s.number, s.mailNo))
 	if a.Reply == Drop || a.Reply == Hang || a.Reply[0] == '2' {
+		s.host.take(*m)
+	}
+	return s.do(a)
+}
+
+// chunk takes a chunk (RFC 3030), and the mail with the last one. One that it refuses it reads and drops.
+func (s *session) chunk(arg string) error {
+	size, last, _ := strings.Cut(arg, " ")
+	n, err := strconv.Atoi(size)
+	usual := "250 2.0.0 chunk taken"
+	switch {
+	case err != nil || n < 0 || !s.host.opts.Chunking:
+		_, err := s.say("BDAT", arg, "500 5.5.1 what?")
+		return err
+	case s.mail == nil:
+		usual = "503 5.5.1 MAIL first"
+	case len(s.mail.To) == 0:
+		usual = "554 5.5.1 no valid recipients"
+	}
+	a := s.ask("BDAT", arg, usual)
+	refused := a.Reply[0] == '4' || a.Reply[0] == '5'
+	if refused && s.host.opts.ReadsRefused {
+		s.mail = nil
+		return s.do(a)
+	}
+	data := make([]byte, n)
+	if _, err := io.ReadFull(s.br, data); err != nil {
+		return err
+	}
+	if s.mail != nil && !refused {
+		s.mail.Data = append(s.mail.Data, data...)
+	}
+	if refused || last != "LAST" {
+		return s.do(a)
+	}
+	m := s.mail
+	s.mail = nil
+	if a.Reply == usual {
+		a = s.ask(Dot, "", fmt.Sprintf("250 2.0.0 Ok: queued as T%d-%d", s.number, s.mailNo))
+	}
+	if m != nil && len(m.To) > 0 && (a.Reply == Drop || a.Reply == Hang || a.Reply[0] == '2') {
 		s.host.take(*m)
 	}
 	return s.do(a)
