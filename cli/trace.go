@@ -149,6 +149,9 @@ func details(e event.Event) []string {
 	if d.Local != "" {
 		add("from %s", d.Local)
 	}
+	if d.ProviderID != "" {
+		add("there known as %s", d.ProviderID)
+	}
 	if d.Took > 0 {
 		add("took %s", short(time.Duration(d.Took)))
 	}
