@@ -21,6 +21,7 @@ func (l *loader) upstream(t *table, name string) *Upstream {
 	u.Shared = t.flag("shared")
 	u.CommitTimeout = t.duration("commit_timeout", 0)
 	u.AnswerTimeout = t.duration("answer_timeout", 0)
+	u.HedgeAfter = t.duration("hedge_after", 0)
 	return u
 }
 
