@@ -84,6 +84,10 @@ func (e *fakeEngine) Events(_ context.Context, id message.ID, address string, _ 
 func (e *fakeEngine) Status(context.Context) Status {
 	return Status{Hostname: "gw.example.com", Alive: e.alive, Problem: "the relay does not answer"}
 }
+func (e *fakeEngine) Stats() Stats {
+	return Stats{Arms: []message.ArmStats{{Stream: "auth", Upstream: "sink", Share: 95, Verdicts: map[message.Class]int64{message.Accepted: 7}, P50: 1.5}}}
+}
+
 func (e *fakeEngine) Lanes() []message.LaneStatus {
 	return []message.LaneStatus{{Lane: "auth", Kind: message.Auth, Held: e.held["auth"]}}
 }

@@ -235,7 +235,7 @@ func (t *try) judge(o *handOver) {
 	if o.slot != nil {
 		t.unsettled = append(t.unsettled, o)
 	} else {
-		o.place.leave()
+		defer o.place.leave() // after a pause, so that nobody slips through in between
 	}
 	p := o.hop.pair
 	p.learnDomain(t.r, t.msg.HeaderFrom, o.verdicts, o.told)
@@ -554,7 +554,11 @@ func (t *try) timeout() error {
 
 // stepEvent tells of an attempt that did not decide what became of w, so that trace shows each.
 func (t *try) stepEvent(w *row, kind event.Kind, a *message.Attempt) event.Event {
-	return event.Event{At: time.Now(), Kind: kind, Message: t.msg.ID, N: w.N, Stream: t.lane.name, MailKind: t.lane.kind,
+	at := a.At.Add(a.Took)
+	if a.At.IsZero() {
+		at = time.Now()
+	}
+	return event.Event{At: at, Kind: kind, Message: t.msg.ID, N: w.N, Stream: t.lane.name, MailKind: t.lane.kind,
 		Upstream: a.Upstream, Address: w.Address, Data: event.Data{Client: t.msg.Client, HeaderFrom: t.msg.HeaderFrom, Egress: a.Egress,
 			Local: a.Local, Class: a.Verdict.Class, Scope: a.Verdict.Scope, Code: a.Verdict.Code, Reply: a.Verdict.Reply(),
 			ProviderID: a.Verdict.ProviderID, Took: event.Millis(a.Took)}}
