@@ -150,6 +150,14 @@ func TestListReachesTheQueueWithEveryFilter(t *testing.T) {
 	}
 }
 
+func TestStatsReachTheCaller(t *testing.T) {
+	r := start(t)
+	s, err := r.client.Stats(t.Context())
+	if err != nil || len(s.Arms) != 1 || s.Arms[0].Share != 95 || s.Arms[0].Verdicts[message.Accepted] != 7 || s.Arms[0].P50 != 1.5 {
+		t.Errorf("Stats = %+v, %v", s, err)
+	}
+}
+
 func TestShowOfAnUnknownMessageIsNotFound(t *testing.T) {
 	r := start(t)
 	if rows, err := r.client.Show(t.Context(), testID); err != nil || len(rows) != 1 {

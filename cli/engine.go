@@ -31,15 +31,18 @@ type engine struct{ *daemon }
 
 func (e engine) Events(ctx context.Context, id message.ID, address string, limit int) ([]event.Event, error) {
 	events, err := e.store.Events(ctx, store.EventQuery{Message: id, Address: address, Limit: limit, Newest: true})
-	slices.SortStableFunc(events, func(a, b event.Event) int {
-		return cmp.Or(a.At.Compare(b.At), ended(a)-ended(b), cmp.Compare(a.Seq, b.Seq))
-	})
+	slices.SortFunc(events, inTime)
 	return events, err
 }
 
-// ended puts how a recipient ended behind the attempts before, which are written beside it and may have got the later
-// number, and before the answers that came too late.
-func ended(e event.Event) int {
+// inTime orders events as they happened. An attempt that was not the last is written beside the end of its message, and
+// may have got the later number.
+func inTime(a, b event.Event) int {
+	return cmp.Or(a.At.Compare(b.At), stage(a)-stage(b), cmp.Compare(a.Seq, b.Seq))
+}
+
+// stage tells what happens at one moment apart: attempts, the end, and answers that come too late.
+func stage(e event.Event) int {
 	switch {
 	case e.Kind == event.Answered:
 		return 2

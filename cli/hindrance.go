@@ -53,7 +53,7 @@ func hindrances(l admin.Lane, now time.Time) (texts []string) {
 	for _, p := range l.Pairs {
 		switch {
 		case p.Paused && works:
-			texts = append(texts, fmt.Sprintf("Upstream %s is %s; mail of stream %s goes through the others of its route:\n  %s", p.Upstream, pausedFor(p, now), l.Lane, dash(p.Reply)))
+			texts = append(texts, fmt.Sprintf("Stream %s does without upstream %s, which is %s:\n  %s", l.Lane, p.Upstream, pausedFor(p, now), dash(p.Reply)))
 		case p.Paused:
 			texts = append(texts, fmt.Sprintf("Stream %s waits for upstream %s, which is %s:\n  %s", l.Lane, p.Upstream, pausedFor(p, now), dash(p.Reply)))
 		}

@@ -33,10 +33,10 @@ const (
 	Resumed     Kind = 21 // the pair works again
 	ClockJump   Kind = 22 // the wall clock moved by over 60 s against the monotonic one
 	Alarm       Kind = 23 // anything else an operator should look at; Data.Text says what
-	FailedOver  Kind = 24 // mail that begins at an upstream goes through another: the first since it was well
-	CameBack    Kind = 25 // the upstream has taken its own mail again
-	Hedged      Kind = 26 // a second copy was sent on purpose: the first hand-over was slow to answer
-	Answered    Kind = 27 // the answer to a copy came after another had settled the matter
+	FailedOver  Kind = 25 // mail that begins at an upstream goes through another: the first since it was well
+	CameBack    Kind = 26 // the upstream has taken its own mail again
+	Hedged      Kind = 27 // a second copy was sent on purpose: the first hand-over was slow to answer
+	Answered    Kind = 28 // the answer to a copy came after another had settled the matter
 )
 
 var names = map[Kind]string{
