@@ -416,7 +416,11 @@ func (o *handOver) hand(ctx context.Context, cancel context.CancelCauseFunc, bef
 	var gate error = errCommitTimeout
 	var after *time.Timer
 	commit := func() error {
-		if gate = t.mayCommit(ctx); gate == nil {
+		gate = t.mayCommit(ctx)
+		if gate == nil && after == nil && !before.Stop() {
+			gate = t.timeout() // at this moment
+		}
+		if gate == nil {
 			gate = o.commit()
 		}
 		switch {
@@ -424,7 +428,6 @@ func (o *handOver) hand(ctx context.Context, cancel context.CancelCauseFunc, bef
 		case after != nil:
 			after.Reset(o.hop.answerTimeout)
 		default:
-			before.Stop()
 			after = time.AfterFunc(o.hop.answerTimeout, func() { cancel(errAnswerTimeout) })
 		}
 		return gate

@@ -39,6 +39,7 @@ type service struct {
 	stall    bool                                       // Send hangs before its commit
 	stallFor string                                     // … for this recipient
 	lose     int                                        // so many answers are lost after the commit
+	wary     bool                                       // an answer is lost if its context has ended right after the commit
 	verdict  func(e message.Envelope) []message.Verdict // default: accepts
 	sends    []sent
 	logins   int
@@ -117,8 +118,12 @@ func (f *fakeSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffer
 	f.s.sends = append(f.s.sends, sent{e, all.String(), time.Now()})
 	lost := f.s.lose > 0
 	f.s.lose--
-	verdict := f.s.verdict
+	verdict, wary := f.s.verdict, f.s.wary
 	f.s.mu.Unlock()
+	if wary {
+		time.Sleep(time.Microsecond)
+		lost = lost || ctx.Err() != nil
+	}
 	if lost {
 		<-ctx.Done()
 		return message.Verdict{Class: message.Unknown, Scope: message.ScopeUpstream, Text: "no answer"}.Verdicts(len(e.To))

@@ -127,6 +127,34 @@ func messageID(wire string) string {
 	return id
 }
 
+// slowLease is a spool that takes its time, once, to say whether its lease stands: the last question before a commit.
+type slowLease struct {
+	Spool
+	once sync.Once
+}
+
+func (s *slowLease) Lease() (int64, func(time.Duration) bool) {
+	epoch, valid := s.Spool.Lease()
+	return epoch, func(margin time.Duration) bool {
+		s.once.Do(func() { time.Sleep(2 * time.Second) })
+		return valid(margin)
+	}
+}
+
+func TestACommitThatIsOvertakenByItsTimeoutIsNotMade(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g, spare := newPairRig(t, nil)
+		g.stop()
+		g.start(func(s Spool) Spool { return &slowLease{Spool: s} })
+		g.auth.set(func(s *service) { s.wary = true })
+		g.code()
+		time.Sleep(20 * time.Second)
+		if a, b := len(g.auth.got()), len(spare.got()); a != 0 || b != 1 {
+			t.Errorf("%d copies through the first and %d through the second, want 0 and 1", a, b)
+		}
+	})
+}
+
 func TestTwoUpstreamsThatHangMeanTwoCopiesAndAnAlarm(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g, spare := newPairRig(t, nil)
