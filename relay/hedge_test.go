@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -193,12 +194,18 @@ func TestStoppingEndsBothCopiesAndLosesNothing(t *testing.T) {
 		g.auth.set(answersAfter(5*time.Second, accepted))
 		g.others["spare"].set(answersAfter(3*time.Second, accepted))
 		began := time.Now()
-		go g.code()
+		var client sync.WaitGroup
+		client.Go(func() {
+			if _, err := g.submit("logto", ""); err != nil {
+				t.Errorf("the code was not accepted: %v", err)
+			}
+		})
 		time.Sleep(3 * time.Second)
 		g.stop()
 		if took := time.Since(began); took > 10*time.Second {
 			t.Errorf("stopping took %v", took)
 		}
+		client.Wait()
 		g.start(nil)
 		time.Sleep(time.Minute)
 		if got := g.copies(); got != [3]int{1, 1, 0} || len(g.history.of(event.Delivered)) != 1 || len(g.history.of(event.Recovered)) != 0 {

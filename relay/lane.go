@@ -70,18 +70,20 @@ func (l *lane) end() {
 	l.adjust()
 }
 
-// limit returns how many hand-overs at once there is a use for: as many as the upstreams allow that mail begins at. Where
-// none of those works, it is the first of the others that gets the mail.
+// limit returns how many hand-overs at once there is a use for: as many as the upstreams allow that mail begins at, and
+// where one of those is short of its connections, as many as the first of the others allows, which makes up for it.
 func (l *lane) limit() int {
-	n := 0
+	n, short := 0, false
 	for _, h := range *l.route.Load() {
 		if h.share > 0 {
-			n += h.pair.limit()
+			allowed := h.pair.limit()
+			n += allowed
+			short = short || allowed < h.connections
 		}
 	}
 	for _, h := range *l.route.Load() {
-		if n == 0 {
-			n = h.pair.limit()
+		if allowed := h.pair.limit(); short && h.share == 0 && allowed > 0 {
+			return n + allowed
 		}
 	}
 	return n

@@ -173,12 +173,13 @@ func TestTwoUpstreamsThatHangMeanTwoCopiesAndAnAlarm(t *testing.T) {
 
 func TestOnlyTheFirstCodesWaitForAnUpstreamThatHangs(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		g, _ := newPairRig(t, nil)
+		g, spare := newPairRig(t, nil)
 		g.auth.set(func(s *service) { s.lose = math.MaxInt })
+		spare.set(answersAfter(90*time.Millisecond, accepted)) // four connections just bear 40 codes a second
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		slow := 0
-		for range 300 {
+		for range 600 {
 			wg.Go(func() {
 				began := time.Now()
 				if _, err := g.submit("logto", ""); err != nil {
@@ -190,15 +191,15 @@ func TestOnlyTheFirstCodesWaitForAnUpstreamThatHangs(t *testing.T) {
 					slow++
 				}
 			})
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(25 * time.Millisecond)
 		}
 		wg.Wait()
 		time.Sleep(time.Minute)
-		if n := len(g.history.of(event.Delivered)); n != 300 {
-			t.Errorf("%d of 300 codes were delivered", n)
+		if n := len(g.history.of(event.Delivered)); n != 600 {
+			t.Errorf("%d of 600 codes were delivered", n)
 		}
 		if slow > 12 {
-			t.Errorf("%d of 300 codes waited for the upstream that hangs, want its four connections' at first and one at a time after", slow)
+			t.Errorf("%d of 600 codes waited for the upstream that hangs, want its four connections' at first and one at a time after", slow)
 		}
 	})
 }
@@ -669,7 +670,7 @@ func TestAMessageThatAnUpstreamCannotCarryTakesAnotherOrIsRefusedAtTheDoor(t *te
 	})
 }
 
-func TestWeightsShareTheMailAndAMessageAlwaysBeginsAtTheSameUpstream(t *testing.T) {
+func TestWeightsShareTheMailWithinAPoint(t *testing.T) {
 	a, b, c := &hop{share: 95}, &hop{share: 5}, &hop{}
 	p := &plan{route: []*hop{a, c, b}}
 	for name, next := range map[string]func(i int) message.ID{
@@ -681,9 +682,6 @@ func TestWeightsShareTheMailAndAMessageAlwaysBeginsAtTheSameUpstream(t *testing.
 		for i := range 10000 {
 			id := next(i)
 			n[p.arm(id)]++
-			if p.arm(id) != p.arm(id) {
-				t.Fatal("a message begins here and there")
-			}
 		}
 		if n[b] < 400 || n[b] > 600 || n[c] != 0 {
 			t.Errorf("%s: %d, %d and %d of 10,000, want 95, 0 and 5 of 100 within a point", name, n[a], n[c], n[b])
