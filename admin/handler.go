@@ -172,7 +172,19 @@ func (h *handler) list(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return notNil(rows), nil
+	return h.shown(rows), nil
+}
+
+// shown returns rows as operators are to see them: what waits for a stream that is gone from the config is held, though
+// its rows are as they were and go once the stream is back.
+func (h *handler) shown(rows []message.QueueRow) []message.QueueRow {
+	lanes := h.engine.Lanes()
+	for i, r := range rows {
+		if r.State == "queued" && !slices.ContainsFunc(lanes, func(l message.LaneStatus) bool { return l.Lane == r.Stream }) {
+			rows[i].State = "held"
+		}
+	}
+	return notNil(rows)
 }
 
 // filterOf reads the query of a list.
@@ -223,7 +235,7 @@ func (h *handler) show(r *http.Request) (any, error) {
 		return nil, &Problem{Text: "message " + id.String() + " is not in the queue",
 			Hint: "gatepost trace " + id.String() + " tells what became of it", Code: http.StatusNotFound}
 	}
-	return rows, nil
+	return h.shown(rows), nil
 }
 
 func (h *handler) change(r *http.Request) (any, error) {
@@ -324,7 +336,7 @@ func (h *handler) trace(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Trace{notNil(events), notNil(rows)}, nil
+	return Trace{notNil(events), h.shown(rows)}, nil
 }
 
 func (h *handler) captured(*http.Request) (any, error) { return notNil(h.engine.Captured()), nil }

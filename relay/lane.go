@@ -189,13 +189,14 @@ func (l *lane) done(octets int) {
 }
 
 // room returns how many recipients, and octets of mail, may be claimed now: up to two messages per hand-over, so that
-// one is ready whenever a place gets free, and only once a quarter of that is free, so that claims come in batches.
+// one is ready whenever a place gets free, and only once a quarter of that is free, so that claims come in batches, and
+// half of the window, since one message may be larger than what is left of it.
 func (l *lane) room() (recipients int, octets int64) {
 	limit := l.limit()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	recipients, octets = 2*limit-l.outstanding, min(l.window-l.octets, claimBytes)
-	if recipients < max(1, limit/2) || octets <= 0 && l.outstanding > 0 {
+	if recipients < max(1, limit/2) || l.octets > l.window/2 && l.outstanding > 0 {
 		return 0, 0
 	}
 	return recipients, max(1, octets)

@@ -168,7 +168,7 @@ func (r *Relay) Accept(ctx context.Context, subs []*message.Submission) ([]messa
 			return nil, err
 		}
 		ms[i], receipts[i] = m, message.Receipt{ID: m.ID}
-		s.Raw = nil // m has a copy, and two of a big mail are more than need be in memory
+		s.Raw, s.Room = nil, nil // m has it, and two of a big mail are more than need be in memory
 	}
 	answers := r.await(g, ms)
 	defer r.forget(g, ms)
