@@ -362,7 +362,7 @@ func (o *handOver) reserveAndSend() ([]message.Verdict, error) {
 		return nil, err
 	}
 	o.reserved, o.local = true, slot.Local()
-	verdicts, err := o.through(o.ctx, o.cancel, before, slot, o.rows)
+	verdicts, err := o.through(before, slot)
 	if err == nil && slices.ContainsFunc(verdicts, mayBeOut) {
 		o.slot = slot
 	} else {
@@ -377,11 +377,11 @@ func mayBeOut(v message.Verdict) bool {
 }
 
 // through makes what slot can take of the message, and hands it over in as many parts as its limit of recipients wants.
-func (o *handOver) through(ctx context.Context, cancel context.CancelCauseFunc, before *time.Timer, slot upstream.Slot, rows []*row) ([]message.Verdict, error) {
-	t := o.t
-	wire, eightBit, err := o.render(ctx, slot.Caps())
+func (o *handOver) through(before *time.Timer, slot upstream.Slot) ([]message.Verdict, error) {
+	t, rows := o.t, o.rows
+	wire, eightBit, err := o.render(o.ctx, slot.Caps())
 	if err != nil {
-		return o.unrendered(ctx, err, len(rows))
+		return o.unrendered(o.ctx, err, len(rows))
 	}
 	if most := o.hop.upstream.Traits().MaxSize; most > 0 && int64(size(wire)) > most {
 		return cannotCarry(tooBig(size(wire), most)).Verdicts(len(rows)), nil
@@ -396,7 +396,7 @@ func (o *handOver) through(ctx context.Context, cancel context.CancelCauseFunc, 
 		for _, w := range batch {
 			env.To = append(env.To, w.Address)
 		}
-		vs, err := o.hand(ctx, cancel, before, slot, env, slices.Clone(wire))
+		vs, err := o.hand(before, slot, env, slices.Clone(wire))
 		if err != nil {
 			if len(verdicts) == 0 {
 				return nil, err
@@ -410,9 +410,8 @@ func (o *handOver) through(ctx context.Context, cancel context.CancelCauseFunc, 
 
 // hand makes one Send with the commit gate: the last byte goes only once the message is durable, our lease stands and
 // its lifetime has not ended. The commit turns the first timer into the second.
-func (o *handOver) hand(ctx context.Context, cancel context.CancelCauseFunc, before *time.Timer, slot upstream.Slot,
-	env message.Envelope, wire net.Buffers) ([]message.Verdict, error) {
-	t := o.t
+func (o *handOver) hand(before *time.Timer, slot upstream.Slot, env message.Envelope, wire net.Buffers) ([]message.Verdict, error) {
+	t, ctx := o.t, o.ctx
 	var gate error = errCommitTimeout
 	var after *time.Timer
 	commit := func() error {
@@ -428,7 +427,7 @@ func (o *handOver) hand(ctx context.Context, cancel context.CancelCauseFunc, bef
 		case after != nil:
 			after.Reset(o.hop.answerTimeout)
 		default:
-			after = time.AfterFunc(o.hop.answerTimeout, func() { cancel(errAnswerTimeout) })
+			after = time.AfterFunc(o.hop.answerTimeout, func() { o.cancel(errAnswerTimeout) })
 		}
 		return gate
 	}
