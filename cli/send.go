@@ -18,13 +18,13 @@ func (a *app) sendCmd() *cobra.Command {
 	var through string
 	cmd := &cobra.Command{
 		Use:   "send --to ADDRESS",
-		Short: "Send a test message, through the running daemon or straight through one upstream",
+		Short: "Send a test message and tell what becomes of it",
 		Args:  takesNothing,
 	}
 	cmd.Flags().StringVar(&t.To, "to", "", "recipient `address`")
-	cmd.Flags().StringVar(&t.From, "from", "", "header From `address` (default no-reply@ its first domain)")
+	cmd.Flags().StringVar(&t.From, "from", "", "header From `address` (no-reply@ its first domain)")
 	cmd.Flags().StringVar(&t.Stream, "stream", "", "its `stream` (default that of --from, or the only one)")
-	cmd.Flags().StringVar(&through, "upstream", "", "straight through this `upstream` of the config, without the daemon")
+	cmd.Flags().StringVar(&through, "upstream", "", "send it by upstream `name` alone, without the daemon")
 	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to follow it")
 	cmd.RunE = run(func(ctx context.Context, _ []string) error {
 		if t.To == "" {

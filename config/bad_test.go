@@ -49,6 +49,7 @@ func TestABadConfigIsToldByLineAndKey(t *testing.T) {
 	maps.Copy(all, badRules)
 	maps.Copy(all, badDelivery)
 	maps.Copy(all, badServices)
+	maps.Copy(all, badMapped)
 	maps.Copy(all, badAPIs)
 	for name, tt := range all {
 		t.Run(name, func(t *testing.T) {

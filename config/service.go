@@ -68,21 +68,35 @@ func (l *loader) mailgun(t *table, u *Upstream) {
 func (l *loader) sendgrid(t *table, u *Upstream) {
 	u.APIKey = t.neededSecret("api_key_file")
 	u.Region = t.choice("region", "global", "global", "eu")
-	u.IPPool = t.label("ip_pool", 64)
+	if u.IPPool = t.label("ip_pool", 64); len(u.IPPool) == 1 {
+		t.bad(t.at("ip_pool"), "", "%q has one character; SendGrid's pools have 2 to 64", u.IPPool)
+	}
 	u.Categories = t.labels("categories", 10, 255)
 	if u.Sandbox = t.flag("sandbox"); u.Sandbox {
 		t.warnCaptures("sandbox")
 	}
 }
 
+// PostmarkTestToken is the server token with which Postmark looks at mail and throws it away.
+const PostmarkTestToken = "POSTMARK_API_TEST"
+
 func (l *loader) postmark(t *table, u *Upstream) {
 	u.ServerToken = t.neededSecret("server_token_file")
+	if token, err := u.ServerToken.Read(); err == nil && token == PostmarkTestToken {
+		t.warn(t.at("server_token_file"), "put the token of a server there before real users wait for mail",
+			"holds %s: Postmark takes mail and delivers none of it", PostmarkTestToken)
+	}
 	u.MessageStream = t.word("message_stream", "", "-_", 64, false)
 	if u.MessageStream == "" {
 		u.MessageStream = "outbound"
 	}
 	u.Tag = t.label("tag", 1000)
 	u.Metadata = t.pairs("metadata", 9, 80) // ten, one of which is our id
+	for i, pair := range u.Metadata {
+		if strings.HasPrefix(pair, "gid=") {
+			t.bad(element(t.at("metadata"), i), "choose another name", "gid is the name of our own id in the metadata")
+		}
+	}
 	u.KeepID = t.flagOr("keep_id", true)
 }
 

@@ -97,7 +97,10 @@ func (a Alternative) File() File {
 
 // settle names the files and says which of them the text shows. It can show none without a Content-ID.
 func (c *Content) settle() {
-	shown := references(c.HTML)
+	var shown map[string]bool
+	if len(c.Files) > 0 {
+		shown = references(c.HTML)
+	}
 	for i := range c.Files {
 		f := &c.Files[i]
 		f.Inline = f.CID != "" && (f.Inline || shown[f.CID])
@@ -107,12 +110,15 @@ func (c *Content) settle() {
 	}
 }
 
-var reference = regexp.MustCompile(`(?i)\bcid:([^\s"'<>)]+)`)
+// maxReferences bounds the references that are looked at.
+const maxReferences = 10_000
+
+var reference = regexp.MustCompile(`cid:([^\s"'<>)]{1,250})`)
 
 // references returns the Content-IDs that html refers to (RFC 2392).
 func references(html string) map[string]bool {
 	ids := map[string]bool{}
-	for _, m := range reference.FindAllStringSubmatch(html, -1) {
+	for _, m := range reference.FindAllStringSubmatch(html, maxReferences) {
 		ids[m[1]] = true
 		if id, err := url.PathUnescape(m[1]); err == nil {
 			ids[id] = true

@@ -61,22 +61,22 @@ func unfit(enhanced, format string, a ...any) *reply.Error {
 // or in an unknown character set, parts that mean something together, and what is malformed.
 func Read(raw message.Raw) (*Letter, error) {
 	l := &Letter{}
-	values := map[string][]string{} // by name in lower case
-	for f := range message.Fields(raw.Header()) {
-		name := strings.ToLower(f.Name())
-		values[name] = append(values[name], f.Value())
-		if isPlaced(name) || Lost(name) {
+	f, err := readFields(raw.Header())
+	if err != nil {
+		return nil, err
+	}
+	if err := l.place(f); err != nil {
+		return nil, err
+	}
+	for field := range message.Fields(raw.Header()) {
+		if isPlaced(field.Name()) || Lost(field.Name()) {
 			continue
 		}
-		if err := l.keep(f); err != nil {
+		if err := l.keep(field.Name(), field.Value()); err != nil {
 			return nil, err
 		}
 	}
-	if err := l.place(values); err != nil {
-		return nil, err
-	}
-	var err error
-	l.Content, err = readContent(func(name string) []string { return values[strings.ToLower(name)] }, raw.Body())
+	l.Content, err = readContent(f, raw.Body())
 	if err != nil {
 		return nil, err
 	}
@@ -84,11 +84,7 @@ func Read(raw message.Raw) (*Letter, error) {
 }
 
 // keep takes in a field that has no place of its own.
-func (l *Letter) keep(f message.Field) error {
-	name, value := f.Name(), f.Value()
-	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return unfit("5.6.0", "A header line has no valid field name")
-	}
+func (l *Letter) keep(name, value string) error {
 	if !isASCII(value) {
 		// Mail comes with its header in ASCII to those who send it on; this is for those who ask beforehand.
 		if sound(value) != nil {
@@ -101,16 +97,16 @@ func (l *Letter) keep(f message.Field) error {
 }
 
 // place fills in what has a place of its own.
-func (l *Letter) place(values map[string][]string) error {
+func (l *Letter) place(f fields) error {
 	for _, name := range placed {
-		if len(values[strings.ToLower(name)]) > 1 {
+		if len(f[strings.ToLower(name)]) > 1 {
 			return unfit("5.6.0", "The message has more than one %s field", name)
 		}
 	}
 	var from []mail.Address
 	for i, list := range []*[]mail.Address{&from, &l.ReplyTo, &l.To, &l.Cc} {
 		var err error
-		if *list, err = mailboxes(placed[i], values[strings.ToLower(placed[i])]); err != nil {
+		if *list, err = mailboxes(placed[i], f.first(strings.ToLower(placed[i]))); err != nil {
 			return err
 		}
 	}
@@ -123,23 +119,21 @@ func (l *Letter) place(values map[string][]string) error {
 			return err
 		}
 	}
-	for _, s := range values["subject"] {
-		decoded, err := decodeWords(s)
-		if err != nil {
-			return unfit("5.6.3", "The subject cannot be decoded: %v", err)
-		}
-		l.Subject = spaced(decoded)
+	subject, err := decodeWords(f.first("subject"))
+	if err != nil {
+		return unfit("5.6.3", "The subject cannot be decoded: %v", err)
 	}
+	l.Subject = spaced(subject)
 	return nil
 }
 
 // mailboxes reads an address field, which may be absent. Addresses come back in their canonical form where they have
 // one.
-func mailboxes(name string, values []string) ([]mail.Address, error) {
-	if len(values) == 0 || values[0] == "" {
+func mailboxes(name, value string) ([]mail.Address, error) {
+	if value == "" {
 		return nil, nil
 	}
-	list, err := addressParser.ParseList(values[0])
+	list, err := addressParser.ParseList(value)
 	if err != nil {
 		return nil, unfit("5.6.0", "The %s field is not a list of addresses, or is in a character set that is not known", name)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/text/encoding"
 	"golang.org/x/text/encoding/japanese"
@@ -156,6 +157,8 @@ func TestEveryPartHasItsPlace(t *testing.T) {
 		"nothing is shown without an id": {
 			multi("mixed", html, "Content-Disposition: inline\r\n"+leaf("image/gif", "GIF")),
 			Content{HTML: "html", Files: []File{{Name: "image.gif", Type: "image/gif", Data: []byte("GIF")}}}},
+		"an end that is missing ends nothing": {
+			crlf("From: a@b.example", "Content-Type: multipart/mixed; boundary=b", "", "--b", "", "plain"), Content{Text: "plain\r\n"}},
 		"a message is a file": {
 			multi("mixed", plain, leaf("message/rfc822", "Content-Type: multipart/signed\r\n\r\nx")),
 			Content{Text: "plain", Files: []File{{Name: "message.eml", Type: "message/rfc822", Data: []byte("Content-Type: multipart/signed\r\n\r\nx")}}}},
@@ -207,7 +210,8 @@ func TestWhatCannotBeToldIsRefused(t *testing.T) {
 		"an unknown transfer encoding":            {crlf(from, "Content-Transfer-Encoding: x-uuencode", "", "x"), "5.6.1"},
 		"base64 that is none":                     {crlf(from, "Content-Transfer-Encoding: base64", "", "QUJ"), "5.6.0"},
 		"an encoded multipart":                    {crlf(from, "Content-Type: multipart/mixed; boundary=b", "Content-Transfer-Encoding: base64", "", "--b", "", "x", "--b--"), "5.6.0"},
-		"a multipart without an end":              {crlf(from, "Content-Type: multipart/mixed; boundary=b", "", "--b", "", "x"), "5.6.0"},
+		"a multipart without a part":              {crlf(from, "Content-Type: multipart/mixed; boundary=b", "", "x"), "5.6.0"},
+		"a part that is no MIME":                  {part("no field"), "5.6.0"},
 		"a multipart without a boundary":          {crlf(from, "Content-Type: multipart/mixed", "", "x"), "5.6.0"},
 		"a related without a root":                {crlf(from, "Content-Type: multipart/related; boundary=b; start=x", "", "--b", "", "x", "--b--"), "5.6.0"},
 		"a part shown by its location":            {crlf(from, "Content-Type: multipart/related; boundary=b", "", "--b", "Content-Type: text/html", "", "x", "--b", "Content-Type: image/gif", "Content-Location: a.gif", "", "GIF", "--b--"), "5.6.3"},
@@ -308,6 +312,40 @@ func addresses(recipients []Recipient) (found []string) {
 		found = append(found, r.Address.Address)
 	}
 	return found
+}
+
+func TestHostileMailTakesNoLongerThanItsSize(t *testing.T) {
+	const size = 4 << 20
+	fill := func(s string) string { return strings.Repeat(s, size/len(s)) }
+	const from, multipart = "From: a@b.example", "Content-Type: multipart/mixed; boundary=b"
+	for name, raw := range map[string]message.Raw{
+		"recipients":             crlf(from, "To: "+fill("a@b.example, ")+"c@d.example", "", "x"),
+		"comments":               crlf(from, "To: "+fill("(")+" c@d.example", "", "x"),
+		"encoded words":          crlf(from, "Subject: "+fill("=?utf-8?q?a?= "), "", "x"),
+		"half of encoded words":  crlf(from, "Subject: "+fill("=?utf-8?q?a "), "", "x"),
+		"references":             crlf(from, multipart, "", "--b", "Content-Type: text/html", "", fill("cid:a\r\n"), "--b", "Content-Type: image/gif", "Content-ID: <a>", "", "x", "--b--"),
+		"what is nearly an end":  crlf(from, multipart, "", "--b", "", fill("\r\n--bx"), "--b--"),
+		"what comes before":      crlf(from, multipart, "", fill("\r\n--x"), "--b", "", "x", "--b--"),
+		"header fields of parts": crlf(from, multipart, "", "--b", fill("X: y\r\n"), "", "x", "--b--"),
+		"a folded field":         crlf(from, multipart, "", "--b", "X: y\r\n"+fill(" y\r\n"), "", "x", "--b--"),
+		"header fields":          crlf(from, fill("X: y\r\n")+"Y: z", "", "x"),
+		"parts":                  crlf(from, multipart, "", "--b", fill("\r\n--b\r\n"), "", "x", "--b--"),
+		"soft line breaks":       crlf(from, "Content-Transfer-Encoding: quoted-printable", "", fill("=\r\n")),
+		"one line of them":       crlf(from, "Content-Transfer-Encoding: quoted-printable", "", fill("=3D")),
+		"shifts":                 crlf(from, "Content-Type: text/plain; charset=iso-2022-jp", "", fill("\x1b$B\x1b(B")),
+		"parameters":             crlf(from, "Content-Type: text/plain"+fill(";a*9=b"), "", "x"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			start := time.Now()
+			_, err := Read(raw)
+			if took := time.Since(start); took > 5*time.Second {
+				t.Errorf("%d octets took %v (%v)", len(raw), took, err)
+			}
+			if err != nil {
+				checkRefused(t, err)
+			}
+		})
+	}
 }
 
 func TestTheEnvelopeDecidesWhoGetsIt(t *testing.T) {

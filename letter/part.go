@@ -3,12 +3,10 @@ package letter
 import (
 	"bytes"
 	"errors"
-	"io"
 	"slices"
 	"strings"
 
-	"github.com/emersion/go-message/textproto"
-
+	"gatepost/message"
 	"gatepost/reply"
 )
 
@@ -16,17 +14,42 @@ const (
 	maxDepth      = 20       // multiparts inside one another; policy lets no more in
 	maxParts      = 500      // of one mail
 	maxPartHeader = 64 << 10 // octets of one part's header
+	maxFields     = 1000     // of one header
 )
 
-var errCutShort = unfit("5.6.0", "A multipart of the message has no boundary or no end, or a line in it belongs to no part")
+// fields are the unfolded values of header fields by their name in lower case.
+type fields map[string][]string
 
-// lookup returns the unfolded values of the header fields called so, in order.
-type lookup func(name string) []string
+// readFields reads a header.
+func readFields(header []byte) (fields, error) {
+	found := fields{}
+	n := 0
+	for f := range message.Fields(header) {
+		name := f.Name()
+		if n++; n > maxFields {
+			return nil, unfit("5.6.0", "A header has more than %d fields", maxFields)
+		}
+		if name == "" || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return nil, unfit("5.6.0", "A header has a line without a valid field name")
+		}
+		name = strings.ToLower(name)
+		found[name] = append(found[name], f.Value())
+	}
+	return found, nil
+}
+
+// first returns the value of the first field called so, "" for none.
+func (f fields) first(name string) string {
+	if len(f[name]) == 0 {
+		return ""
+	}
+	return f[name][0]
+}
 
 // readContent takes apart what a message with these fields has for a body.
-func readContent(field lookup, body []byte) (Content, error) {
+func readContent(f fields, body []byte) (Content, error) {
 	r := &reader{}
-	c, err := r.entity(field, bytes.NewReader(body), place{})
+	c, err := r.entity(f, body, place{})
 	if err != nil {
 		return Content{}, err
 	}
@@ -46,11 +69,11 @@ type place struct {
 }
 
 // entity takes a message or part in.
-func (r *reader) entity(field lookup, body io.Reader, at place) (Content, error) {
+func (r *reader) entity(f fields, body []byte, at place) (Content, error) {
 	if r.parts++; r.parts > maxParts || at.depth > maxDepth {
 		return Content{}, unfit("5.6.3", "The message has more than %d parts, or nests them more than %d levels deep", maxParts, maxDepth)
 	}
-	p, err := readPart(field, at)
+	p, err := readPart(f, at)
 	if err != nil {
 		return Content{}, err
 	}
@@ -60,11 +83,7 @@ func (r *reader) entity(field lookup, body io.Reader, at place) (Content, error)
 	if err := p.check(at); err != nil {
 		return Content{}, err
 	}
-	encoded, err := io.ReadAll(body)
-	if err != nil {
-		return Content{}, errCutShort
-	}
-	data, err := decodeTransfer(encoded, p.encoding)
+	data, err := decodeTransfer(body, p.encoding)
 	if err != nil {
 		return Content{}, err
 	}
@@ -81,7 +100,7 @@ var joins = map[string]func(whole *Content, next Content){
 }
 
 // multipart takes the parts of a multipart in.
-func (r *reader) multipart(p *part, body io.Reader, at place) (Content, error) {
+func (r *reader) multipart(p *part, body []byte, at place) (Content, error) {
 	join := joins[p.kind]
 	switch {
 	case join == nil:
@@ -89,27 +108,27 @@ func (r *reader) multipart(p *part, body io.Reader, at place) (Content, error) {
 	case !isIdentity(p.encoding):
 		return Content{}, unfit("5.6.0", "A multipart has a transfer encoding, which RFC 2045 section 6.4 forbids")
 	}
+	parts := split(body, p.params["boundary"])
+	if len(parts) == 0 {
+		return Content{}, unfit("5.6.0", "A multipart of the message has no boundary or no part")
+	}
 	var whole Content
 	rooted := false
-	parts := textproto.NewMultipartReader(body, p.params["boundary"])
-	for {
-		next, err := parts.NextPart()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return Content{}, errCutShort
-		}
-		if isLong(next.Header) {
+	for _, next := range parts {
+		if len(next.Header()) > maxPartHeader {
 			return Content{}, unfit("5.6.0", "The header of a part has more than %d octets", maxPartHeader)
+		}
+		f, err := readFields(next.Header())
+		if err != nil {
+			return Content{}, err
 		}
 		below := place{depth: at.depth + 1, aside: at.aside, alternative: p.kind == "multipart/alternative", digest: p.kind == "multipart/digest"}
 		if p.kind == "multipart/related" {
-			root := !rooted && p.isRoot(next.Header.Get("Content-ID"))
+			root := !rooted && p.isRoot(f.first("content-id"))
 			rooted = rooted || root
 			below.aside = below.aside || !root
 		}
-		c, err := r.entity(next.Header.Values, next, below)
+		c, err := r.entity(f, next.Body(), below)
 		if err != nil {
 			return Content{}, err
 		}
@@ -119,6 +138,38 @@ func (r *reader) multipart(p *part, body io.Reader, at place) (Content, error) {
 		return Content{}, unfit("5.6.0", "A multipart/related has no root")
 	}
 	return whole, nil
+}
+
+// split returns what stands between the delimiter lines of a multipart (RFC 2046 §5.1.1): one part more than a message
+// may have, at most. The CRLF in front of a delimiter belongs to it. Some writers leave out the closing one.
+func split(body []byte, boundary string) (parts []message.Raw) {
+	if boundary == "" {
+		return nil
+	}
+	dashed := []byte("--" + boundary)
+	start := -1 // of a part; none in the preamble
+	for at := 0; at < len(body) && len(parts) <= maxParts; {
+		end := len(body)
+		if n := bytes.IndexByte(body[at:], '\n'); n >= 0 {
+			end = at + n + 1
+		}
+		rest, found := bytes.CutPrefix(body[at:end], dashed)
+		rest = bytes.TrimRight(rest, " \t\r\n")
+		if last := string(rest) == "--"; found && (last || len(rest) == 0) {
+			if start >= 0 {
+				parts = append(parts, bytes.TrimSuffix(body[start:at], []byte("\r\n")))
+			}
+			if last {
+				return parts
+			}
+			start = end
+		}
+		at = end
+	}
+	if start >= 0 {
+		parts = append(parts, body[start:])
+	}
+	return parts
 }
 
 // isRoot reports whether the part with this Content-ID can be what a multipart/related is about: the one that its start
@@ -131,14 +182,6 @@ func (p *part) isRoot(cid string) bool {
 // bare returns a message id without its brackets.
 func bare(id string) string {
 	return strings.TrimSuffix(strings.TrimPrefix(spaced(id), "<"), ">")
-}
-
-func isLong(h textproto.Header) bool {
-	size := 0
-	for fields := h.Fields(); fields.Next(); {
-		size += len(fields.Key()) + len(fields.Value())
-	}
-	return size > maxPartHeader
 }
 
 // part is what the header of a part says of it.
@@ -154,13 +197,13 @@ type part struct {
 }
 
 // readPart reads the fields that describe a part.
-func readPart(field lookup, at place) (*part, error) {
+func readPart(f fields, at place) (*part, error) {
 	for _, name := range []string{"Content-Type", "Content-Disposition", "Content-Transfer-Encoding", "Content-ID"} {
-		if len(field(name)) > 1 {
+		if len(f[strings.ToLower(name)]) > 1 {
 			return nil, unfit("5.6.0", "A part has more than one %s field", name)
 		}
 	}
-	kind, params, err := described("Content-Type", field)
+	kind, params, err := described("Content-Type", f)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +213,7 @@ func readPart(field lookup, at place) (*part, error) {
 	case kind == "":
 		kind = "text/plain"
 	}
-	disposition, more, err := described("Content-Disposition", field)
+	disposition, more, err := described("Content-Disposition", f)
 	if err != nil {
 		return nil, err
 	}
@@ -179,27 +222,20 @@ func readPart(field lookup, at place) (*part, error) {
 		inline:     disposition == "inline",
 		attachment: disposition != "" && disposition != "inline", // RFC 2183 §2.8
 		name:       spaced(more["filename"]),
-		cid:        bare(first(field("Content-ID"))),
-		location:   len(field("Content-Location")) > 0,
+		cid:        bare(f.first("content-id")),
+		location:   len(f["content-location"]) > 0,
 	}
 	if p.name == "" {
 		p.name = spaced(params["name"])
 	}
-	encoding, _, _ := strings.Cut(first(field("Content-Transfer-Encoding")), ";")
+	encoding, _, _ := strings.Cut(f.first("content-transfer-encoding"), ";")
 	p.encoding = strings.ToLower(strings.TrimSpace(encoding))
 	return p, nil
 }
 
-func first(values []string) string {
-	if len(values) == 0 {
-		return ""
-	}
-	return values[0]
-}
-
 // described reads the field called name, which may be absent or empty.
-func described(name string, field lookup) (string, map[string]string, error) {
-	value, params, err := parameters(first(field(name)))
+func described(name string, f fields) (string, map[string]string, error) {
+	value, params, err := parameters(f.first(strings.ToLower(name)))
 	if _, ok := errors.AsType[*reply.Error](err); ok {
 		return "", nil, err
 	}

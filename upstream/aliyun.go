@@ -23,12 +23,13 @@ import (
 )
 
 const (
-	aliyunVersion = "2015-11-23"
-	aliyunSize    = 8 << 20 // octets of a request's body
-	aliyunSubject = 256     // characters
-	aliyunName    = 14      // characters of a display name
-	aliyunFields  = 10      // header fields that a request may set
-	aliyunTries   = 3       // of a mail that the spam filter refuses, before it is believed
+	aliyunVersion   = "2015-11-23"
+	aliyunSize      = 8 << 20 // octets of a request's body
+	aliyunRecipient = 1 << 10 // octets of it that are kept for the recipient
+	aliyunSubject   = 256     // characters
+	aliyunName      = 14      // characters of a display name
+	aliyunFields    = 10      // header fields that a request may set
+	aliyunTries     = 3       // of a mail that the spam filter refuses, before it is believed
 )
 
 // aliyun is Alibaba Cloud DirectMail, SingleSendMail: simple mail from one sender address, whose pieces the service puts
@@ -72,7 +73,7 @@ func (s *aliyun) caps() Caps { return Caps{Size: aliyunSize} }
 func (s *aliyun) carries(m *message.Message) error {
 	f, err := s.form(m.Raw)
 	if err == nil {
-		_, err = f.body("")
+		_, err = f.encode(message.Envelope{Kind: m.Kind}, s.cfg)
 	}
 	return err
 }
@@ -87,20 +88,18 @@ func (s *aliyun) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.set(e, s.cfg); err != nil {
+	shared, err := m.encode(e, s.cfg)
+	if err != nil {
 		return nil, err
 	}
+	said := strings.Join(append([]string{"accepted"}, m.notes...), "; ")
 	var calls []call
 	for i, to := range e.To {
-		body, err := m.body(to)
-		if err != nil {
-			return nil, err
-		}
 		calls = append(calls, call{
 			to:      []int{i},
-			meaning: func(a answer) []message.Verdict { return []message.Verdict{s.meaning(a, e, to, m.note)} },
+			meaning: func(a answer) []message.Verdict { return []message.Verdict{s.meaning(a, e, to, said)} },
 			ask: func(ctx context.Context, x *exchange) error {
-				req, err := s.send(ctx, key, body)
+				req, err := s.send(ctx, key, to, shared)
 				if err != nil {
 					return err
 				}
@@ -128,8 +127,9 @@ func (k aliyunKey) sign(req *http.Request, action string, body []byte) *http.Req
 	return req
 }
 
-// send makes the request that hands over a mail.
-func (s *aliyun) send(ctx context.Context, key aliyunKey, body []byte) (*http.Request, error) {
+// send makes the request that hands a mail to one recipient; the rest of its form is shared.
+func (s *aliyun) send(ctx context.Context, key aliyunKey, to, shared string) (*http.Request, error) {
+	body := []byte(shared + "&ToAddress=" + url.QueryEscape(to))
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.endpoint()+"/", bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -142,7 +142,7 @@ func (s *aliyun) send(ctx context.Context, key aliyunKey, body []byte) (*http.Re
 type aliyunMail struct {
 	form   url.Values
 	header map[string]string
-	note   string // what had to be left out; "" for nothing
+	notes  []string // what had to be left out
 }
 
 // aliyunLost lists header fields that the service has no place for, beside those that no letter has: they describe the
@@ -240,7 +240,7 @@ func (m *aliyunMail) name(field string, box netmail.Address, other, whose string
 	name := box.Name
 	if utf8.RuneCountInString(name) > aliyunName {
 		if name = other; name == "" {
-			m.note = strings.TrimPrefix(m.note+", and ", ", and ") + whose + " display name was left out: DirectMail takes " + fmt.Sprint(aliyunName) + " characters"
+			m.notes = append(m.notes, fmt.Sprintf("%s display name was left out, for it has more than %d characters", whose, aliyunName))
 		}
 	}
 	if name != "" {
@@ -248,9 +248,9 @@ func (m *aliyunMail) name(field string, box netmail.Address, other, whose string
 	}
 }
 
-// set adds what the stream and the config say: auth mail is never tracked, nor is anybody told how to unsubscribe from
-// sign-in codes.
-func (m *aliyunMail) set(e message.Envelope, c *config.Upstream) error {
+// encode adds what the stream and the config say, and returns the form without its recipient. Auth mail is never tracked,
+// nor is anybody told how to unsubscribe from sign-in codes. Text beyond ASCII has three times its size in a form.
+func (m *aliyunMail) encode(e message.Envelope, c *config.Upstream) (string, error) {
 	switch {
 	case e.Kind == message.Auth:
 		m.form.Set("UnSubscribeLinkType", "disabled")
@@ -266,18 +266,15 @@ func (m *aliyunMail) set(e message.Envelope, c *config.Upstream) error {
 	}
 	m.header["X-User-Notify-gid"] = e.ID.String()
 	fields, err := json.Marshal(m.header)
-	m.form.Set("Headers", string(fields))
-	return err
-}
-
-// body returns the body of the request for one recipient. Encoded, text beyond ASCII has three times its size.
-func (m *aliyunMail) body(to string) ([]byte, error) {
-	m.form.Set("ToAddress", to)
-	body := []byte(m.form.Encode())
-	if len(body) > aliyunSize {
-		return nil, reply.New(552, "5.3.4", "The message is too big for DirectMail: %d octets of a request, %d are taken", len(body), aliyunSize)
+	if err != nil {
+		return "", err
 	}
-	return body, nil
+	m.form.Set("Headers", string(fields))
+	shared := m.form.Encode()
+	if len(shared) > aliyunSize-aliyunRecipient {
+		return "", reply.New(552, "5.3.4", "The message is too big for DirectMail: %d octets of a request, %d are taken", len(shared), aliyunSize-aliyunRecipient)
+	}
+	return shared, nil
 }
 
 // aliyunSaid is what the service says of a call.
@@ -303,13 +300,13 @@ type aliyunSaid struct {
 //	InvalidFromAlias.*, Missing*, InvalidParameter*
 //	                                              permanent     message
 //	ServiceUnavailable*, InternalError*           temporary     upstream
-func (s *aliyun) meaning(a answer, e message.Envelope, to, note string) message.Verdict {
+func (s *aliyun) meaning(a answer, e message.Envelope, to, accepted string) message.Verdict {
 	var said aliyunSaid
 	a.decode(&said)
 	if a.ok() && said.Code == "" {
 		v := a.accepted(said.EnvID)
-		if v.Class == message.Accepted && note != "" {
-			v.Text = "accepted; " + note
+		if v.Class == message.Accepted {
+			v.Text = accepted
 		}
 		return v
 	}
@@ -372,7 +369,7 @@ func (s *aliyun) refuse(id message.ID, to string) int {
 
 // aliyunAddresses is what the service tells of sender addresses. The states come as numbers or as text.
 type aliyunAddresses struct {
-	TotalCount int
+	TotalCount *int // nil where the answer was no list
 	Data       struct {
 		MailAddress []struct {
 			AccountName   string
@@ -403,13 +400,24 @@ func (s *aliyun) check(ctx context.Context, do doer) (Account, error) {
 	case strings.HasPrefix(said.Code, "Forbidden"), said.Code == "NoPermission":
 		return Account{}, ErrUnproven
 	case !a.ok() || said.Code != "":
-		v := s.meaning(a, message.Envelope{}, "", "")
-		v.Scope = message.ScopeUpstream // whatever it is: no mail was concerned
-		return Account{}, &Paused{Verdict: v, RetryAfter: v.RetryAfter}
+		return Account{}, unreadable(s.meaning(a, message.Envelope{}, "", ""))
 	}
 	var found aliyunAddresses
 	a.decode(&found)
 	return s.account(found), nil
+}
+
+// unreadable returns the error of a check call that was answered with v, which is about no mail. One that the service
+// does not understand says nothing of those that it does.
+func unreadable(v message.Verdict) error {
+	switch v.Class {
+	case message.Permanent:
+		return ErrUnproven
+	case message.Unknown:
+		v.Class = message.Temporary
+	}
+	v.Scope = message.ScopeUpstream
+	return &Paused{Verdict: v, RetryAfter: v.RetryAfter}
 }
 
 // account tells what keeps mail from being sent from our sender address.
@@ -427,7 +435,7 @@ func (s *aliyun) account(found aliyunAddresses) (acc Account) {
 		}
 		return acc
 	}
-	if found.TotalCount <= len(found.Data.MailAddress) {
+	if found.TotalCount != nil && *found.TotalCount <= len(found.Data.MailAddress) {
 		acc.Traps = append(acc.Traps, "account_name is not a sender address in region "+s.cfg.Region)
 	}
 	return acc

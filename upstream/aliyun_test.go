@@ -4,13 +4,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"gatepost/config"
+	"gatepost/letter"
+	"gatepost/letter/lettertest"
 	"gatepost/message"
 	"gatepost/reply"
 	"gatepost/upstream"
@@ -396,6 +400,9 @@ func TestTheCheckOfAliyunTellsKeysAndSenderAddresses(t *testing.T) {
 		"a wrong clock":         {aliyunSays(400, "InvalidTimeStamp.Expired", "x"), "", message.Temporary, false},
 		"too fast":              {aliyunSays(400, "Throttling.User", "x"), "", message.Throttled, false},
 		"a service in trouble":  {upstreamtest.Reply{Status: 502, Body: "<h1>", Header: map[string]string{"Content-Type": "text/html"}}, "", message.Temporary, false},
+		"an answer that is cut": {upstreamtest.Reply{Body: address("a@auth.example.com", "0", "0"), How: upstreamtest.Cut}, "", "", false},
+		"a call it knows not":   {aliyunSays(400, "InvalidParameter", "x"), "", "", true},
+		"a gateway that waited": {upstreamtest.Reply{Status: 504}, "", message.Temporary, false},
 		"something new":         {aliyunSays(400, "SomethingNew", "x"), "", message.Temporary, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -442,5 +449,45 @@ func TestAliyunKeysAreReadAnewForEveryMail(t *testing.T) {
 	}
 	if v := handOver(t, u, signIn("ann@example.org"), aliyunMail("", ""))[0]; v.Class != message.Unauthorised || len(s.Requests()) != 2 {
 		t.Errorf("without one: verdict %+v after %d requests, want unauthorised after two", v, len(s.Requests()))
+	}
+}
+
+func TestEveryPieceOfAMailIsInItsFormOrOnTheListOrTheMailIsRefused(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 4))
+	s := upstreamtest.NewService(t, upstreamtest.ServiceOptions{Plain: true}, directMail())
+	c := aliyunConfig(t, s)
+	u := newAliyun(t, c)
+	taken := 0
+	for n := range 1000 {
+		mail := lettertest.Random(r)
+		from := slices.IndexFunc(mail.Pieces, func(p lettertest.Piece) bool { return p.What == "address" && p.Name == "From" })
+		c.AccountName = mail.Pieces[from].Text
+		e := signIn(mail.To[0])
+		e.ID = message.ID(n)
+		before := len(s.Requests())
+		v := handOver(t, u, e, string(mail.Raw))[0]
+		requests := s.Requests()[before:]
+		carried := u.(upstream.Carrier).Carries(&message.Message{Raw: mail.Raw, Kind: e.Kind})
+		if v.Class == message.Permanent && v.Scope == message.ScopeMessage && len(requests) == 0 && isRefusal(carried) {
+			continue
+		}
+		if v.Class != message.Accepted || len(requests) != 1 || carried != nil || mail.Unfit != "" {
+			t.Fatalf("seed %d: %+v after %d requests, Carries %v, %s\n%q", seed, v, len(requests), carried, mail.Unfit, mail.Raw)
+		}
+		taken++
+		var all []string
+		for _, values := range aliyunForm(t, requests[0]) {
+			all = append(all, values...)
+		}
+		for _, p := range mail.Pieces {
+			lost := p.What == "field" && (letter.Lost(p.Name) || slices.Contains(upstream.AliyunLost, strings.ToLower(p.Name)))
+			if p.In(all) == lost && !p.Over {
+				t.Fatalf("seed %d: the %s is lost: %v\n%q\n%q", seed, p, !lost, all, mail.Raw)
+			}
+		}
+	}
+	if taken < 5 {
+		t.Errorf("only %d of 1000 mails were taken", taken)
 	}
 }

@@ -22,7 +22,6 @@ const (
 	postmarkText       = 5 << 20  // octets of plain text, and of HTML
 	postmarkRecipients = 50       // of a request
 	postmarkQuota      = 15 * time.Minute
-	postmarkTestToken  = "POSTMARK_API_TEST" // looks at mail and throws it away
 )
 
 // postmark is Postmark's API, POST /email: the service gets the pieces of the mail and builds it anew.
@@ -42,7 +41,7 @@ func newPostmark(c *config.Upstream) *postmark {
 func (s *postmark) token() (string, error) {
 	token, err := s.cfg.ServerToken.Read()
 	if err == nil {
-		s.testing.Store(token == postmarkTestToken)
+		s.testing.Store(token == config.PostmarkTestToken)
 	}
 	return token, err
 }
@@ -340,8 +339,8 @@ func (s *postmark) check(ctx context.Context, do doer) (Account, error) {
 	if err != nil {
 		return Account{}, &Paused{Verdict: upstreamDown(message.Unauthorised, err.Error())}
 	}
-	if token == postmarkTestToken {
-		return Account{Traps: []string{"the token is " + postmarkTestToken + ": Postmark looks at mail and delivers none of it"}}, nil
+	if token == config.PostmarkTestToken {
+		return Account{Traps: []string{"the token is " + config.PostmarkTestToken + ": Postmark looks at mail and delivers none of it"}}, nil
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.endpoint()+"/server", nil)
 	if err != nil {

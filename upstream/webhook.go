@@ -76,11 +76,11 @@ func (w *webhook) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 		for i, n := range to {
 			one.To[i] = e.To[n]
 		}
-		body, err := w.body(one, raw)
-		if err != nil {
-			return nil, err
-		}
 		calls = append(calls, call{to: to, meaning: webhookMeaning, ask: func(ctx context.Context, x *exchange) error {
+			body, err := w.body(one, raw) // not before: one in memory at a time
+			if err != nil {
+				return err
+			}
 			req, err := w.request(ctx, one, body, keys, time.Now())
 			if err != nil {
 				return err

@@ -177,7 +177,8 @@ func (g *generator) multipart(depth int, aside bool) string {
 	}
 	delimiter := "\r\n--" + boundary
 	head := "Content-Type: multipart/" + kind + ";\r\n boundary=\"" + boundary + "\"\r\n\r\n"
-	return head + pick(g, []string{"", "preamble"}) + delimiter + "\r\n" + strings.Join(parts, delimiter+"\r\n") + delimiter + "--" + pick(g, []string{"", "\r\n", "\r\nepilogue"})
+	ends := []string{delimiter + "--", delimiter + "--\r\n", delimiter + "-- \r\nepilogue", "\r\n"} // the last has none, as some writers do
+	return head + pick(g, []string{"", "preamble"}) + delimiter + "\r\n" + strings.Join(parts, delimiter+"\r\n") + pick(g, ends)
 }
 
 // standIn marks the text of earlier alternatives whose type one of the pieces from here on has, too.
