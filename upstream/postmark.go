@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	netmail "net/mail"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -298,12 +299,15 @@ func postmarkNames(place *regexp.Regexp, words string, r letter.Recipient) bool 
 		func(word string) bool { return strings.EqualFold(strings.TrimRight(word, "."), r.Address.Address) })
 }
 
+// noStream reports whether an error code is about message streams: that there is none of that name, or none for sending.
+func noStream(code int) bool { return code >= 1200 && code < 1300 }
+
 func (s *postmark) verdict(a answer, said postmarkSaid) message.Verdict {
 	as := func(class message.Class, scope message.Scope, enhanced string) message.Verdict {
 		return a.as(class, scope, enhanced, said.Message)
 	}
 	switch code := said.ErrorCode; {
-	case code == 10, code == 413, code >= 1200 && code < 1300:
+	case code == 10, code == 413, noStream(code):
 		return as(message.Unauthorised, message.ScopeUpstream, "")
 	case code == 100:
 		return as(message.Temporary, message.ScopeUpstream, "")
@@ -333,7 +337,14 @@ type postmarkServer struct {
 	TrackOpens   bool
 }
 
-// check reads the server. The token for tests has none.
+// postmarkStream is what it tells of a message stream.
+type postmarkStream struct {
+	postmarkSaid
+	MessageStreamType string
+	ArchivedAt        string
+}
+
+// check reads the server and the message stream. The token for tests has none.
 func (s *postmark) check(ctx context.Context, do doer) (Account, error) {
 	token, err := s.token()
 	if err != nil {
@@ -342,37 +353,60 @@ func (s *postmark) check(ctx context.Context, do doer) (Account, error) {
 	if token == config.PostmarkTestToken {
 		return Account{Traps: []string{"the token is " + config.PostmarkTestToken + ": Postmark looks at mail and delivers none of it"}}, nil
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.endpoint()+"/server", nil)
+	a, err := s.get(ctx, do, token, "/server")
 	if err != nil {
 		return Account{}, err
+	}
+	var server postmarkServer
+	a.decode(&server)
+	switch {
+	case !a.ok():
+		return Account{}, s.paused(a, server.postmarkSaid)
+	case a.isPage() || server.Name == "" && server.DeliveryType == "":
+		return Account{}, &Paused{Verdict: upstreamDown(message.Temporary, "check call: the answer tells of no server")}
+	}
+	if a, err = s.get(ctx, do, token, "/message-streams/"+url.PathEscape(s.cfg.MessageStream)); err != nil {
+		return Account{}, err
+	}
+	var stream postmarkStream
+	a.decode(&stream)
+	if noStream(stream.ErrorCode) {
+		return Account{}, s.paused(a, stream.postmarkSaid)
+	}
+	return s.account(server, stream), nil
+}
+
+func (s *postmark) get(ctx context.Context, do doer, token, path string) (answer, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.endpoint()+path, nil)
+	if err != nil {
+		return answer{}, err
 	}
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("X-Postmark-Server-Token", token)
-	a, err := do(req)
-	if err != nil {
-		return Account{}, err
-	}
-	var said postmarkServer
-	a.decode(&said)
-	switch {
-	case !a.ok():
-		v := s.verdict(a, said.postmarkSaid)
-		v.Scope = message.ScopeUpstream // whatever it is: no mail was concerned
-		return Account{}, &Paused{Verdict: v, RetryAfter: v.RetryAfter}
-	case a.isPage() || said.Name == "" && said.DeliveryType == "":
-		return Account{}, &Paused{Verdict: upstreamDown(message.Temporary, "check call: the answer tells of no server")}
-	}
-	return s.account(said), nil
+	return do(req)
 }
 
-func (s *postmark) account(said postmarkServer) (acc Account) {
-	acc.Facts = append(acc.Facts, "server "+said.Name)
-	s.sandbox.Store(said.DeliveryType == "Sandbox")
+// paused makes of an answer what it means for the account: no mail was concerned.
+func (s *postmark) paused(a answer, said postmarkSaid) *Paused {
+	v := s.verdict(a, said)
+	v.Scope = message.ScopeUpstream
+	return &Paused{Verdict: v, RetryAfter: v.RetryAfter}
+}
+
+func (s *postmark) account(server postmarkServer, stream postmarkStream) (acc Account) {
+	acc.Facts = append(acc.Facts, "server "+server.Name)
+	if stream.MessageStreamType != "" {
+		acc.Facts = append(acc.Facts, "message stream of type "+stream.MessageStreamType)
+	}
+	s.sandbox.Store(server.DeliveryType == "Sandbox")
 	if s.sandbox.Load() {
 		acc.Traps = append(acc.Traps, "a sandbox server: Postmark looks at mail and delivers none of it")
 	}
-	if said.TrackOpens {
+	if server.TrackOpens {
 		acc.Traps = append(acc.Traps, "the server tracks opens, which a message cannot switch off: switch it off in the server's settings")
+	}
+	if stream.ArchivedAt != "" {
+		acc.Traps = append(acc.Traps, "the message stream "+s.cfg.MessageStream+" is archived")
 	}
 	return acc
 }
