@@ -33,6 +33,7 @@ type handler struct {
 //	GET  /v1/health           200 while the daemon does its work, else 503
 //	GET  /v1/status           Status
 //	GET  /v1/lanes            []Lane
+//	GET  /v1/stats            Stats
 //	GET  /v1/queue            []message.QueueRow; stream, address, state, after, limit (to 1000)
 //	GET  /v1/queue/{id}       []message.QueueRow of one message
 //	POST /v1/queue/{action}   Change → Changed; action is retry, hold, release or drop
@@ -48,6 +49,7 @@ func Handler(queue Queue, engine Engine, log *slog.Logger) http.Handler {
 	mux.HandleFunc("GET /v1/health", h.answer(h.health))
 	mux.HandleFunc("GET /v1/status", h.answer(h.status))
 	mux.HandleFunc("GET /v1/lanes", h.answer(h.lanes))
+	mux.HandleFunc("GET /v1/stats", h.answer(func(*http.Request) (any, error) { return h.engine.Stats(), nil }))
 	mux.HandleFunc("GET /v1/queue", h.answer(h.list))
 	mux.HandleFunc("GET /v1/queue/{id}", h.answer(h.show))
 	mux.HandleFunc("POST /v1/queue/{action}", h.answer(h.change))
@@ -170,7 +172,19 @@ func (h *handler) list(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return notNil(rows), nil
+	return h.shown(rows), nil
+}
+
+// shown returns rows as operators are to see them: what waits for a stream that is gone from the config is held, though
+// its rows are as they were and go once the stream is back.
+func (h *handler) shown(rows []message.QueueRow) []message.QueueRow {
+	lanes := h.engine.Lanes()
+	for i, r := range rows {
+		if r.State == "queued" && !slices.ContainsFunc(lanes, func(l message.LaneStatus) bool { return l.Lane == r.Stream }) {
+			rows[i].State = "held"
+		}
+	}
+	return notNil(rows)
 }
 
 // filterOf reads the query of a list.
@@ -221,7 +235,7 @@ func (h *handler) show(r *http.Request) (any, error) {
 		return nil, &Problem{Text: "message " + id.String() + " is not in the queue",
 			Hint: "gatepost trace " + id.String() + " tells what became of it", Code: http.StatusNotFound}
 	}
-	return rows, nil
+	return h.shown(rows), nil
 }
 
 func (h *handler) change(r *http.Request) (any, error) {
@@ -322,7 +336,7 @@ func (h *handler) trace(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Trace{notNil(events), notNil(rows)}, nil
+	return Trace{notNil(events), h.shown(rows)}, nil
 }
 
 func (h *handler) captured(*http.Request) (any, error) { return notNil(h.engine.Captured()), nil }

@@ -12,11 +12,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"gatepost/config"
 	"gatepost/policy"
 )
-
-// maxPassword bounds what hash-password reads, in octets.
-const maxPassword = 1024
 
 func (a *app) hashPasswordCmd() *cobra.Command {
 	return &cobra.Command{
@@ -50,7 +48,7 @@ func (a *app) readPassword(from *os.File) (string, error) {
 	if term.IsTerminal(int(from.Fd())) {
 		return a.askPassword(int(from.Fd()))
 	}
-	line, err := bufio.NewReader(io.LimitReader(from, maxPassword+2)).ReadString('\n')
+	line, err := bufio.NewReader(io.LimitReader(from, config.MaxPassword+2)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", fmt.Errorf("read the password: %w", err)
 	}
@@ -78,8 +76,8 @@ func checkPassword(p string) (string, error) {
 	switch {
 	case p == "":
 		return "", usage("there is no password: type one, or give it as the first line of standard input")
-	case len(p) > maxPassword:
-		return "", usage("the password is longer than %d octets", maxPassword)
+	case len(p) > config.MaxPassword:
+		return "", usage("the password is longer than %d octets", config.MaxPassword)
 	}
 	return p, nil
 }

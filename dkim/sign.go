@@ -8,14 +8,19 @@
 package dkim
 
 import (
+	"bytes"
 	"cmp"
 	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
-
-	"github.com/emersion/go-msgauth/dkim"
+	"time"
 
 	"gatepost/config"
 	"gatepost/message"
@@ -107,41 +112,84 @@ func (s *Signer) Sign(raw message.Raw, fromDomain string, never []string, one bo
 	if len(names) > maxNames {
 		return nil, fmt.Errorf("sign: %d header fields to sign, at most %d fit a signature", len(names), maxNames)
 	}
+	if !slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, "From") }) {
+		return nil, errors.New("sign: the From field must be signed (RFC 6376 section 5.4)")
+	}
+	header := raw.Header()
+	if len(header) == len(raw) {
+		return nil, errors.New("sign: the message has no blank line that ends its header")
+	}
+	unsigned := unsignedField{bodyHash: bodyHash(raw.Body()), names: names, at: time.Now()}
+	input := headerInput(header, names)
 	var fields []byte
 	for _, k := range keys {
 		d, err := k.signingDomain(fromDomain)
 		if err != nil {
 			return nil, err
 		}
-		field, err := sign(raw, &dkim.SignOptions{
-			Domain: d, Selector: k.selector, Signer: k.signer, Hash: crypto.SHA256, HeaderKeys: names,
-			HeaderCanonicalization: dkim.CanonicalizationRelaxed, BodyCanonicalization: dkim.CanonicalizationRelaxed,
-		})
-		if err != nil {
+		if fields, err = k.sign(fields, d, unsigned, input); err != nil {
 			return nil, fmt.Errorf("sign with selector %s of %s: %w", k.selector, d, err)
 		}
-		fields = append(fields, field...)
 	}
 	return fields, nil
 }
 
-// signPiece is how many octets go-msgauth gets at once: it copies what it is given, more than once.
-const signPiece = 16 << 10
+// unsignedField is what the signatures of one message have in common.
+type unsignedField struct {
+	bodyHash []byte
+	names    []string // h=
+	at       time.Time
+}
 
-func sign(raw message.Raw, options *dkim.SignOptions) (string, error) {
-	w, err := dkim.NewSigner(options)
+// sign appends the DKIM-Signature field of k (RFC 6376 §3.5, §3.7) to fields. input is the canonical header.
+func (k key) sign(fields []byte, domain string, u unsignedField, input []byte) ([]byte, error) {
+	algorithm, option := "rsa-sha256", crypto.SHA256
+	if _, ok := k.signer.Public().(ed25519.PublicKey); ok {
+		algorithm, option = "ed25519-sha256", crypto.Hash(0) // what is signed is the hash itself (RFC 8463 §3)
+	}
+	start := len(fields)
+	fields = appendTags(fields, []string{"a=" + algorithm, "bh=" + base64.StdEncoding.EncodeToString(u.bodyHash), "c=relaxed/relaxed",
+		"d=" + domain, "h=" + strings.Join(u.names, ":"), "s=" + k.selector, "t=" + strconv.FormatInt(u.at.Unix(), 10), "v=1"})
+	fields = append(fields, "\r\n b="...)
+
+	_, value, _ := bytes.Cut(fields[start:], []byte(":"))
+	h := sha256.New()
+	h.Write(input)
+	h.Write(relaxField(nil, fieldName, value))
+	signature, err := k.signer.Sign(rand.Reader, h.Sum(nil), option)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	for piece := range slices.Chunk(raw, signPiece) {
-		if _, err = w.Write(piece); err != nil {
-			break
+	return appendFolded(fields, base64.StdEncoding.EncodeToString(signature)), nil
+}
+
+const (
+	fieldName = "DKIM-Signature"
+	foldAt    = 75 // octets of a line of the field, but where one tag alone is longer
+)
+
+// appendTags appends the field's name and tags.
+func appendTags(to []byte, tags []string) []byte {
+	to = append(to, fieldName+":"...)
+	line := 0
+	for _, tag := range tags {
+		if line > 0 && line+len(" ;")+len(tag) > foldAt {
+			to = append(to, "\r\n"...)
+			line = 0
 		}
+		to = append(append(append(to, ' '), tag...), ';')
+		line += len(" ;") + len(tag)
 	}
-	if err := errors.Join(err, w.Close()); err != nil { // Close also ends its goroutine
-		return "", err
+	return to
+}
+
+// appendFolded appends a signature behind its " b=", and the field's line end.
+func appendFolded(to []byte, signature string) []byte {
+	for room := foldAt - len(" b="); len(signature) > room; room = foldAt {
+		to = append(append(to, signature[:room]...), "\r\n "...)
+		signature = signature[room:]
 	}
-	return w.Signature(), nil
+	return append(append(to, signature...), "\r\n"...)
 }
 
 // signingDomain returns d= for mail from domain: the key's domain, which must be domain or a parent of it.

@@ -183,9 +183,10 @@ func TestPasswordFilesAreCountedAndNotShown(t *testing.T) {
 		text    string
 	}{
 		"a plain one":        {"hunter2hunter2\n", OK, "one, not hashed"},
-		"a hashed one":       {"$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaA\n", OK, "one, hashed"},
-		"two while rotating": {"hunter2hunter2\n\n$argon2id$v=19$x\n", OK, "two: take the old one out"},
-		"none":               {"\n", Fail, "holds none"},
+		"a hashed one":       {"$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNoaGFzaA\n", OK, "one, hashed"},
+		"two while rotating": {"hunter2hunter2\n\n$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNoaGFzaA\n", OK, "two: take the old one out"},
+		"none":               {"\n", Fail, "it has 0 passwords"},
+		"no hash at all":     {"$argon2id$v=19$hunter2\n", Fail, "the hash cannot be used"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "password")

@@ -1,11 +1,8 @@
 package doctor
 
 import (
-	"fmt"
 	"maps"
-	"os"
 	"slices"
-	"strings"
 
 	"gatepost/config"
 )
@@ -19,36 +16,22 @@ func passwords(cfg *config.Config) []Finding {
 			continue
 		}
 		f := Finding{Level: OK, Check: "password", Subject: "client " + name}
-		f.Level, f.Text, f.Hint = password(c.Password.File)
+		f.Level, f.Text, f.Hint = password(c.Password)
 		found = append(found, f)
 	}
 	return found
 }
 
-func password(file string) (level Level, text, hint string) {
-	b, err := os.ReadFile(file)
+func password(file config.Secret) (level Level, text, hint string) {
+	ps, err := file.Passwords()
 	if err != nil {
-		return Fail, fmt.Sprintf("it cannot be read: %v", err), "the daemon's user has to be able to: under systemd by LoadCredential="
+		return Fail, err.Error(), "the daemon's user has to be able to read it: under systemd by LoadCredential=; gatepost hash-password makes a line of it"
 	}
-	lines, hashed := 0, 0
-	for line := range strings.Lines(string(b)) {
-		if line = strings.TrimSpace(line); line == "" {
-			continue
-		}
-		lines++
-		if strings.HasPrefix(line, "$argon2id$") {
-			hashed++
-		}
-	}
-	switch {
-	case lines == 0:
-		return Fail, "its file holds none", "gatepost hash-password makes a line of it"
-	case lines == 1:
-		text = "one"
-	default:
+	text = "one"
+	if len(ps) == 2 {
 		text = "two: take the old one out once all clients have the new one"
 	}
-	if hashed < lines {
+	if slices.ContainsFunc(ps, func(p config.Password) bool { return p.Hash == nil }) {
 		return OK, text + ", not hashed", "gatepost hash-password makes a line that betrays nothing to who can read it"
 	}
 	return OK, text + ", hashed", ""

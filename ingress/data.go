@@ -16,6 +16,7 @@ const (
 	chunkSize   = 32 << 10
 	maxLine     = 1 << 20   // octets of a line of a message; what is over 998 is wrapped where the next hop needs it
 	maxHeader   = 256 << 10 // octets of a header block
+	headerRoom  = 1 << 10   // octets kept free in front of a message: what its header is likely to grow by
 	maxReceived = 50        // Received fields: more is a loop (RFC 5321 §6.3)
 	drainSlack  = 1 << 20   // octets over twice the size limit that a refused message may go on for
 
@@ -120,7 +121,7 @@ func (in *intake) header() []byte {
 	if len(in.kept) == 1 {
 		return message.Raw(in.kept[0][:in.size]).Header()
 	}
-	return in.joined().Header()
+	return message.Raw(in.joined(0)).Header()
 }
 
 // refuse gives up what was kept, but for one chunk to read into. What is wrong with the lines outweighs what was said
@@ -137,25 +138,26 @@ func (in *intake) refuse(why *reply.Error) {
 	in.held = 0
 }
 
-// joined returns what was kept in a buffer of its own size.
-func (in *intake) joined() message.Raw {
-	raw := make(message.Raw, 0, in.size)
+// joined returns what was kept in a buffer of its own size, behind room free octets.
+func (in *intake) joined(room int64) []byte {
+	buf := make([]byte, room, room+in.size)
 	for _, c := range in.kept {
-		raw = append(raw, c[:min(chunkSize, in.size-int64(len(raw)))]...)
+		buf = append(buf, c[:min(chunkSize, room+in.size-int64(len(buf)))]...)
 	}
-	return raw
+	return buf
 }
 
-// raw returns the message in one piece, and keeps only that in the budget. While it is made both are in memory.
-func (in *intake) raw() (message.Raw, error) {
+// raw returns the message in one piece, at the end of room, and keeps only that in the budget. While it is made both are
+// in memory.
+func (in *intake) raw() (raw message.Raw, room []byte, err error) {
 	if in.take(in.size); in.refusal != nil {
-		return nil, in.refusal
+		return nil, nil, in.refusal
 	}
-	raw := in.joined()
+	room = in.joined(headerRoom)
 	in.freeChunks()
 	in.budget.Release(in.held - in.size)
 	in.held = in.size
-	return raw, nil
+	return room[headerRoom:], room, nil
 }
 
 func (in *intake) freeChunks() {
@@ -191,6 +193,9 @@ func (c *conn) readData(in *intake) error {
 		var rest []byte
 		if rest, end = in.add(space[:n]); len(rest) > 0 {
 			c.unread(rest)
+		}
+		if in.read > largeFrom && !in.reserve {
+			in.budget.pause(n)
 		}
 		switch {
 		case end:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"gatepost/message"
 	"gatepost/reply"
@@ -262,4 +263,42 @@ func TestAPanicBetweenCommandsEndsOnlyItsSession(t *testing.T) {
 	}
 	d.gone(t)
 	d.dial(t).hello()
+}
+
+func TestLargeBulkMailIsTakenAtItsPaceAndSmallAndAuthMailAtOnce(t *testing.T) {
+	const mail = "From: a@news.example.com\r\n\r\n"
+	large := mail + strings.Repeat(strings.Repeat("x", 62)+"\r\n", (9<<20)/64) + ".\r\n"
+	atPace := time.Duration(float64(8<<20) / largePace * float64(time.Second)) // but for the first megabyte
+	for name, tt := range map[string]struct {
+		data    string
+		reserve bool
+		slow    bool
+	}{
+		"large bulk mail":              {large, false, true},
+		"large mail of an auth client": {large, true, false},
+		"small bulk mail":              {mail + "hello\r\n.\r\n", false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(o *SMTPOptions, _ *fakeRelay) {
+				o.Listen.MaxSize = 16 << 20
+				o.Budget = NewBudget(64 << 20)
+				o.Reserve = func(string) bool { return tt.reserve }
+			}, func(t *testing.T, _ *door, l *connListener) {
+				c := l.pipe(t)
+				c.hello()
+				start := time.Now()
+				for range 3 { // the burst is used up by the first
+					c.toData()
+					c.send(tt.data)
+					c.want("250 ")
+				}
+				switch took := time.Since(start); {
+				case tt.slow && (took < 2*atPace || took > 4*atPace):
+					t.Errorf("three took %v, want about three times %v", took, atPace)
+				case !tt.slow && took != 0:
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
 }

@@ -131,7 +131,7 @@ func (s *session) data() (_ message.Receipt, err error) {
 		return message.Receipt{}, err
 	}
 	ended := time.Now()
-	raw, err := in.raw()
+	raw, room, err := in.raw()
 	if err != nil {
 		return message.Receipt{}, err
 	}
@@ -149,6 +149,7 @@ func (s *session) data() (_ message.Receipt, err error) {
 		To:        s.to,
 		SMTPUTF8:  s.utf8,
 		Raw:       raw,
+		Room:      room,
 		StartedAt: ended,
 	}})
 	if err != nil {

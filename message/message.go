@@ -58,6 +58,7 @@ type Submission struct {
 	To        []Address      // envelope recipients, parsed, at least one
 	SMTPUTF8  bool           // declared at MAIL
 	Raw       Raw            // as received: CRLF line ends, no bare CR or LF, no NUL
+	Room      []byte         // Raw's own buffer: Raw is the end of it, and what comes before is free; nil for none
 	StartedAt time.Time      // end of data; verdict_timeout counts from here
 }
 

@@ -70,7 +70,7 @@ func build(cfg *config.Config, logins *logins) (*Policy, error) {
 }
 
 // Check decides about s and returns it as the message to be queued under id: complete but for Need of its
-// recipients, who are due now. Its Raw is a new slice. The errors are *reply.Error, but for a client that the
+// recipients, who are due now. Its Raw is a new slice, or the room of s, whose Raw is then used up. The errors are *reply.Error, but for a client that the
 // configuration does not have.
 func (p *Policy) Check(s *message.Submission, id message.ID, now time.Time) (*message.Message, error) {
 	c := p.clients[s.Client]

@@ -17,7 +17,7 @@ import (
 const rfc5322Date = "Mon, 02 Jan 2006 15:04:05 -0700"
 
 // repair returns the message as it is stored: our Received field, Message-ID, Date and From where they are missing, the
-// fields that stay, a blank line, the body.
+// fields that stay, a blank line, the body. Where s has room for the header in front of the body, the body is not copied.
 func (p *Policy) repair(s *message.Submission, h *header, m *message.Message) message.Raw {
 	top := p.received(s, m)
 	if !h.messageID {
@@ -27,7 +27,13 @@ func (p *Policy) repair(s *message.Submission, h *header, m *message.Message) me
 		top += "Date: " + m.AcceptedAt.UTC().Format(rfc5322Date) + "\r\n"
 	}
 	top += string(h.added)
-	return slices.Concat(slices.Concat([][]byte{[]byte(top)}, h.kept, [][]byte{[]byte("\r\n"), h.body})...)
+	head := slices.Concat(slices.Concat([][]byte{[]byte(top)}, h.kept, [][]byte{[]byte("\r\n")})...)
+	start := len(s.Room) - len(h.body) - len(head)
+	if start < 0 {
+		return slices.Concat(head, h.body)
+	}
+	copy(s.Room[start:], head)
+	return s.Room[start:]
 }
 
 // received returns the trace field of RFC 5321 §4.4. It has no "for" clause, which would tell one recipient of

@@ -60,6 +60,37 @@ func TestEveryByteStaysBehindOurReceived(t *testing.T) {
 	}
 }
 
+func TestAMessageWithRoomIsRepairedInPlaceToTheSameBytes(t *testing.T) {
+	const raw = "X-Gatepost-TTL: 60\r\nFrom: a@auth.example.com\r\nBcc: x@example.org\r\nSubject: y\r\n\r\nbody\r\n"
+	copied := submission("logto", "no-reply@auth.example.com")
+	copied.Raw = message.Raw(raw)
+	want := check(t, copied).Raw
+	for name, tt := range map[string]struct {
+		room    int
+		inPlace bool
+	}{
+		"plenty":          {1024, true},
+		"just enough":     {len(want) - len(raw), true},
+		"one too few":     {len(want) - len(raw) - 1, false},
+		"none":            {0, false},
+		"more than a lot": {1 << 20, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := submission("logto", "no-reply@auth.example.com")
+			s.Room = append(make([]byte, tt.room), raw...)
+			s.Raw = s.Room[tt.room:]
+			end := &s.Room[len(s.Room)-1]
+			m := check(t, s)
+			if string(m.Raw) != string(want) {
+				t.Errorf("message\n%q\nwant\n%q", m.Raw, want)
+			}
+			if inPlace := &m.Raw[len(m.Raw)-1] == end; inPlace != tt.inPlace {
+				t.Errorf("in place: %v, want %v", inPlace, tt.inPlace)
+			}
+		})
+	}
+}
+
 func TestRepairs(t *testing.T) {
 	id := "Message-ID: <" + testID.String() + "@auth.example.com>\r\n"
 	const date, from = "Date: Sun, 22 Nov 2026 09:00:00 +0000\r\n", "From: a@auth.example.com\r\n"

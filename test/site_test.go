@@ -138,9 +138,15 @@ type result struct {
 // run runs a command of gatepost with the site's config.
 func (s *site) run(args ...string) result {
 	s.t.Helper()
+	return s.runWith("", args...)
+}
+
+// runWith is run with something to read.
+func (s *site) runWith(stdin string, args ...string) result {
+	s.t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(s.t.Context(), plain, append(args, "-c", s.path("gatepost.toml"))...)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
 	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
