@@ -36,6 +36,8 @@ type Engine interface {
 	Status(ctx context.Context) Status
 	// Lanes tells how the lane of every stream in the config stands.
 	Lanes() []message.LaneStatus
+	// Stats tells how the upstreams of each stream have done since the daemon started.
+	Stats() Stats
 	// Submit makes a test message and queues it.
 	Submit(ctx context.Context, t TestMail) (message.ID, error)
 	// Captured returns what the capture upstreams keep, oldest first.
@@ -71,6 +73,12 @@ type Lane struct {
 	Queued int       `json:"queued"`          // recipients that wait for their turn
 	Kept   int       `json:"held_recipients"` // by an operator, or because a copy may have been sent
 	Oldest time.Time `json:"oldest,omitzero"` // when the message that waits longest was accepted
+}
+
+// Stats compares the upstreams that share a stream's mail.
+type Stats struct {
+	StartedAt time.Time          `json:"started_at"` // when counting began
+	Arms      []message.ArmStats `json:"upstreams"`  // by stream, in the order of its route
 }
 
 // TestMail asks for a test message. Stream may be "" where there is only one, or From tells; From may be "" for

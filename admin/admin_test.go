@@ -84,6 +84,10 @@ func (e *fakeEngine) Events(_ context.Context, id message.ID, address string, _ 
 func (e *fakeEngine) Status(context.Context) Status {
 	return Status{Hostname: "gw.example.com", Alive: e.alive, Problem: "the relay does not answer"}
 }
+func (e *fakeEngine) Stats() Stats {
+	return Stats{Arms: []message.ArmStats{{Stream: "auth", Upstream: "sink", Share: 95, Verdicts: map[message.Class]int64{message.Accepted: 7}, P50: 1.5}}}
+}
+
 func (e *fakeEngine) Lanes() []message.LaneStatus {
 	return []message.LaneStatus{{Lane: "auth", Kind: message.Auth, Held: e.held["auth"]}}
 }
@@ -143,6 +147,14 @@ func TestListReachesTheQueueWithEveryFilter(t *testing.T) {
 	got := r.queue.asked
 	if got.Stream != want.Stream || got.Address != want.Address || got.State == nil || *got.State != message.Held || got.After != testID || got.Limit != 7 {
 		t.Errorf("the queue was asked for %+v, want %+v", got, want)
+	}
+}
+
+func TestStatsReachTheCaller(t *testing.T) {
+	r := start(t)
+	s, err := r.client.Stats(t.Context())
+	if err != nil || len(s.Arms) != 1 || s.Arms[0].Share != 95 || s.Arms[0].Verdicts[message.Accepted] != 7 || s.Arms[0].P50 != 1.5 {
+		t.Errorf("Stats = %+v, %v", s, err)
 	}
 }
 

@@ -93,6 +93,11 @@ func (c *Client) List(ctx context.Context, f message.QueueFilter) (rows []messag
 	return rows, c.do(ctx, http.MethodGet, "/v1/queue", q, nil, &rows)
 }
 
+// Stats returns how the upstreams have done.
+func (c *Client) Stats(ctx context.Context) (s Stats, err error) {
+	return s, c.do(ctx, http.MethodGet, "/v1/stats", nil, nil, &s)
+}
+
 // Show returns the rows of one message.
 func (c *Client) Show(ctx context.Context, id message.ID) (rows []message.QueueRow, err error) {
 	return rows, c.do(ctx, http.MethodGet, "/v1/queue/"+id.String(), nil, nil, &rows)

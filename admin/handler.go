@@ -33,6 +33,7 @@ type handler struct {
 //	GET  /v1/health           200 while the daemon does its work, else 503
 //	GET  /v1/status           Status
 //	GET  /v1/lanes            []Lane
+//	GET  /v1/stats            Stats
 //	GET  /v1/queue            []message.QueueRow; stream, address, state, after, limit (to 1000)
 //	GET  /v1/queue/{id}       []message.QueueRow of one message
 //	POST /v1/queue/{action}   Change → Changed; action is retry, hold, release or drop
@@ -48,6 +49,7 @@ func Handler(queue Queue, engine Engine, log *slog.Logger) http.Handler {
 	mux.HandleFunc("GET /v1/health", h.answer(h.health))
 	mux.HandleFunc("GET /v1/status", h.answer(h.status))
 	mux.HandleFunc("GET /v1/lanes", h.answer(h.lanes))
+	mux.HandleFunc("GET /v1/stats", h.answer(func(*http.Request) (any, error) { return h.engine.Stats(), nil }))
 	mux.HandleFunc("GET /v1/queue", h.answer(h.list))
 	mux.HandleFunc("GET /v1/queue/{id}", h.answer(h.show))
 	mux.HandleFunc("POST /v1/queue/{action}", h.answer(h.change))

@@ -31,11 +31,32 @@ type engine struct{ *daemon }
 
 func (e engine) Events(ctx context.Context, id message.ID, address string, limit int) ([]event.Event, error) {
 	events, err := e.store.Events(ctx, store.EventQuery{Message: id, Address: address, Limit: limit, Newest: true})
-	slices.Reverse(events)
+	slices.SortFunc(events, inTime)
 	return events, err
 }
 
+// inTime orders events as they happened. An attempt that was not the last is written beside the end of its message, and
+// may have got the later number.
+func inTime(a, b event.Event) int {
+	return cmp.Or(a.At.Compare(b.At), stage(a)-stage(b), cmp.Compare(a.Seq, b.Seq))
+}
+
+// stage tells what happens at one moment apart: attempts, the end, and answers that come too late.
+func stage(e event.Event) int {
+	switch {
+	case e.Kind == event.Answered:
+		return 2
+	case e.Kind >= event.Delivered && e.Kind <= event.Dropped:
+		return 1
+	}
+	return 0
+}
+
 func (e engine) Lanes() []message.LaneStatus { return e.relay.Status() }
+
+func (e engine) Stats() admin.Stats {
+	return admin.Stats{StartedAt: e.started, Arms: e.relay.Stats()}
+}
 
 func (e engine) Status(ctx context.Context) admin.Status {
 	s := admin.Status{Version: buildInfo().Version, PID: os.Getpid(), Hostname: e.cfg().Hostname, StateDir: e.cfg().StateDir, StartedAt: e.started, Alive: true}

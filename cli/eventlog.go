@@ -34,6 +34,10 @@ var logLines = map[event.Kind]struct {
 	event.Resumed:     {slog.LevelInfo, "upstream resumed"},
 	event.ClockJump:   {slog.LevelWarn, "clock jumped"},
 	event.Alarm:       {slog.LevelError, "alarm"},
+	event.FailedOver:  {slog.LevelWarn, "upstream failed over"},
+	event.CameBack:    {slog.LevelInfo, "upstream came back"},
+	event.Hedged:      {slog.LevelInfo, "message hedged"},
+	event.Answered:    {slog.LevelInfo, "late answer"},
 }
 
 // Emit implements event.Sink.

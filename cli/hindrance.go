@@ -49,8 +49,12 @@ func hindrances(l admin.Lane, now time.Time) (texts []string) {
 	case l.Held:
 		texts = append(texts, fmt.Sprintf("Stream %s is on hold: `gatepost queue release --stream %[1]s` lets its mail go.", l.Lane))
 	}
+	works := slices.ContainsFunc(l.Pairs, func(p message.PairStatus) bool { return !p.Paused })
 	for _, p := range l.Pairs {
-		if p.Paused {
+		switch {
+		case p.Paused && works:
+			texts = append(texts, fmt.Sprintf("Stream %s does without upstream %s, which is %s:\n  %s", l.Lane, p.Upstream, pausedFor(p, now), dash(p.Reply)))
+		case p.Paused:
 			texts = append(texts, fmt.Sprintf("Stream %s waits for upstream %s, which is %s:\n  %s", l.Lane, p.Upstream, pausedFor(p, now), dash(p.Reply)))
 		}
 	}

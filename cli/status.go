@@ -3,12 +3,14 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"gatepost/admin"
+	"gatepost/message"
 )
 
 func (a *app) statusCmd() *cobra.Command {
@@ -52,15 +54,26 @@ func (a *app) printStatus(s admin.Status, now time.Time) error {
 		}
 		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s\n", l.Lane, l.Queued, l.InFlight, l.Kept, when(l.Oldest, now), state)
 	}
-	fmt.Fprintln(t, "\nLANE\tUPSTREAM\tEGRESS\tSTATE\tLAST REPLY")
+	fmt.Fprintln(t, "\nLANE\tUPSTREAM\tEGRESS\tSHARE\tSTATE\tLAST REPLY")
 	for _, l := range s.Lanes {
 		for _, p := range l.Pairs {
-			state := "works"
-			if p.Paused {
-				state = pausedFor(p, now)
-			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", l.Lane, p.Upstream, p.Egress, state, dash(p.Reply))
+			fmt.Fprintf(t, "%s\t%s\t%s\t%d%%\t%s\t%s\n", l.Lane, p.Upstream, p.Egress, p.Share, stateOf(p, now), dash(p.Reply))
 		}
 	}
 	return t.Flush()
+}
+
+// stateOf tells how an upstream does for a lane.
+func stateOf(p message.PairStatus, now time.Time) string {
+	state := "works"
+	if p.Paused {
+		state = pausedFor(p, now)
+	}
+	if len(p.Barred) > 0 {
+		state += fmt.Sprintf(", refuses mail from %s", strings.Join(p.Barred, " "))
+	}
+	if p.PassedBy > 0 {
+		state += fmt.Sprintf(", others took %d", p.PassedBy)
+	}
+	return state
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,7 @@ func TestEverythingThatKeepsALaneWaitingIsTold(t *testing.T) {
 		"a hold":                   {message.LaneStatus{Held: true, Pairs: []message.PairStatus{works}}, []string{"is on hold"}},
 		"a pause":                  {message.LaneStatus{Pairs: []message.PairStatus{paused}}, []string{"paused for 1m0s:\n  535 5.7.8 no"}},
 		"a hold and a pause":       {message.LaneStatus{Held: true, Pairs: []message.PairStatus{paused}}, []string{"is on hold", "paused for"}},
+		"a pause of one of two":    {message.LaneStatus{Pairs: []message.PairStatus{paused, works}}, []string{"does without upstream esp, which is paused for 1m0s:\n  535 5.7.8 no"}},
 		"a stream without a place": {message.LaneStatus{Held: true}, []string{"is not in the config"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -64,5 +66,43 @@ func TestEverythingThatKeepsALaneWaitingIsTold(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestTheEndOfAMessageIsToldBehindItsAttempts(t *testing.T) {
+	at := time.Now()
+	events := []event.Event{
+		{Seq: 5, At: at.Add(time.Second), Kind: event.Answered},
+		{Seq: 4, At: at, Kind: event.Answered},
+		{Seq: 3, At: at, Kind: event.Deferred, Upstream: "second"},
+		{Seq: 2, At: at, Kind: event.Delivered},
+		{Seq: 1, At: at, Kind: event.Accepted},
+		{Seq: 6, At: at.Add(-time.Second), Kind: event.Deferred, Upstream: "first"},
+	}
+	slices.SortFunc(events, inTime)
+	var told []string
+	for _, e := range events {
+		told = append(told, strings.TrimSpace(e.Kind.String()+" "+e.Upstream))
+	}
+	if got := strings.Join(told, ", "); got != "deferred first, accepted, deferred second, delivered, answered, answered" {
+		t.Errorf("told in the order %s", got)
+	}
+}
+
+func TestStatsCompareTheUpstreamsOfAStream(t *testing.T) {
+	var out strings.Builder
+	now := time.Now()
+	s := admin.Stats{StartedAt: now.Add(-time.Hour), Arms: []message.ArmStats{
+		{Stream: "auth", Upstream: "ses", Share: 95, Began: 950, Attempts: 951, Verdicts: map[message.Class]int64{message.Accepted: 940, message.Throttled: 11},
+			FailedOver: 10, Hedged: 2, P50: 81.5, P99: 1234.5},
+		{Stream: "auth", Upstream: "postmark", Share: 5},
+	}}
+	if err := (&app{out: &out}).printStats(s, now); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(out.String(), "\n")
+	if lines[0] != "since the start 1h0m0s ago" || strings.Join(strings.Fields(lines[2]), " ") != "auth ses 95% 950 951 940 0 0 11 0 0 10 2 81.5ms 1.23s" ||
+		strings.Join(strings.Fields(lines[3]), " ") != "auth postmark 5% 0 0 0 0 0 0 0 0 0 0 0s 0s" {
+		t.Errorf("printed\n%s", out.String())
 	}
 }

@@ -1,5 +1,14 @@
 package config_test
 
+// What a route of several upstreams needs.
+var (
+	spare = edit{"", "[upstream.spare]\ntype = \"smtp\"\naddress = \"127.0.0.1:2528\"\ntls = \"none\"\n"}
+	third = edit{"", "[upstream.third]\ntype = \"smtp\"\naddress = \"127.0.0.1:2529\"\ntls = \"none\"\n"}
+)
+
+// withSpare makes the auth stream's route another one.
+func withSpare(route string) edit { return edit{`["sink"]`, route} }
+
 // badStreams is about streams.
 var badStreams = map[string]badConfig{
 	"a stream without anything": {
@@ -39,16 +48,75 @@ var badStreams = map[string]badConfig{
 			`14: stream.auth.domains: "auth.example.com" belongs to stream "auth" already`,
 		},
 	},
-	"a route of two upstreams": {
+	"a second upstream that is the other kind's": {
 		[]edit{{`["sink"]`, `["sink", "bulk"]`}},
 		[]string{
-			"15: stream.auth.route: routes of more than one upstream are not supported yet: name one",
+			"32: upstream.bulk: the account 127.0.0.1:2527 is used by streams of both kinds (auth: auth; marketing: marketing): complaints about one would stop the other",
 		},
 	},
-	"a route with weights": {
-		[]edit{{`["sink"]`, `[{ upstream = "sink", weight = 1 }]`}},
+	"an upstream that stands twice in a route": {
+		[]edit{{`["sink"]`, `["sink", { upstream = "sink", weight = 5 }]`}},
 		[]string{
-			"15: stream.auth.route: routes of more than one upstream are not supported yet: name one",
+			`15: stream.auth.route: "sink" stands here twice`,
+		},
+	},
+	"a route of no upstream": {
+		[]edit{{`["sink"]`, `[]`}},
+		[]string{
+			"15: stream.auth.route: is empty",
+		},
+	},
+	"a route that is a name": {
+		[]edit{{`["sink"]`, `"sink"`}},
+		[]string{
+			"15: stream.auth.route: is a string, want a list",
+		},
+	},
+	"a weight with nothing beside it": {
+		[]edit{{`["sink"]`, `[{ upstream = "sink", weight = 100 }]`}},
+		[]string{
+			"15: stream.auth.route: has a weight, and nothing beside it to share with",
+		},
+	},
+	"weights over 100": {
+		[]edit{withSpare(`["sink", { upstream = "spare", weight = 50 }, { upstream = "third", weight = 51 }]`), spare, third},
+		[]string{
+			"15: stream.auth.route: the weights add up to 101, more than 100",
+		},
+	},
+	"weights under 100 and nothing that takes the rest": {
+		[]edit{withSpare(`[{ upstream = "sink", weight = 60 }, { upstream = "spare", weight = 30 }, "third"]`), spare, third},
+		[]string{
+			"15: stream.auth.route: the weights add up to 90, not 100, and nothing takes the rest",
+		},
+	},
+	"weights that are none": {
+		[]edit{withSpare("[\n\"sink\",\n{ upstream = \"spare\", weight = 0 },\n{ upstream = \"third\", weight = -5 },\n{ upstream = \"fourth\", weight = 2.5 },\n{ upstream = \"fifth\", weight = 101 },\n{ weight = \"5\" },\n5 ]")},
+		[]string{
+			"17: stream.auth.route[1].weight: 0 is not from 1 to 100",
+			"17: stream.auth.route: there is no upstream \"spare\"",
+			"18: stream.auth.route[2].weight: -5 is not from 1 to 100",
+			"18: stream.auth.route: there is no upstream \"third\"",
+			"19: stream.auth.route[3].weight: is a number with a fraction, want an integer",
+			"19: stream.auth.route: there is no upstream \"fourth\"",
+			"20: stream.auth.route[4].weight: 101 is not from 1 to 100",
+			"20: stream.auth.route: there is no upstream \"fifth\"",
+			"21: stream.auth.route[5].upstream: is missing",
+			"21: stream.auth.route[5].weight: is a string, want an integer",
+			"22: stream.auth.route: is an integer, want a name or a table",
+		},
+	},
+	"a second copy after the answer counts as lost": {
+		[]edit{withSpare(`["sink", "spare"]`), spare, {`kind    = "auth"`, "kind = \"auth\"\nhedge_after = \"10s\"\nanswer_timeout = \"10s\""}, {"", "hedge_after = \"11s\"\n"}},
+		[]string{
+			`14: stream.auth.hedge_after: 10s is not below the answer_timeout of upstream "sink" for stream "auth" (10s): the answer would count as lost first`,
+			`42: upstream.spare.hedge_after: 11s is not below the answer_timeout of upstream "spare" for stream "auth" (10s): the answer would count as lost first`,
+		},
+	},
+	"second copies of a newsletter": {
+		[]edit{{`kind    = "marketing"`, "kind = \"marketing\"\nhedge_after = \"2s\""}},
+		[]string{
+			`20: stream.marketing.hedge_after: has no place where kind is "marketing": newsletters are not sent twice`,
 		},
 	},
 	"an upstream that does not exist": {

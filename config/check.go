@@ -87,10 +87,16 @@ func (l *loader) checkStream(s *Stream) {
 	l.checkTimes(s)
 	l.checkMatches(s)
 	l.checkDSN(s)
+	l.checkHedging(s)
 	l.checkSize(path+".max_size", s.MaxSize)
 	for _, name := range s.upstreams() {
 		if u := l.c.Upstream[name]; u != nil {
 			l.checkPair(s, u)
+		}
+	}
+	for _, name := range s.Route {
+		if u := l.c.Upstream[name]; u != nil {
+			l.checkHedge(s, u)
 		}
 	}
 }

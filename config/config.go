@@ -82,9 +82,10 @@ func (c *Client) ByAddress() bool { return c.Username == "" && len(c.TLSNames) =
 type Stream struct {
 	Name           string
 	Kind           message.Kind
-	Domains        []string // lower case A-labels; exact, or "*.example.com"
-	Route          []string // names of upstreams, in order
-	Egress         string   // name, or Any
+	Domains        []string       // lower case A-labels; exact, or "*.example.com"
+	Route          []string       // names of upstreams, in order: what one cannot deliver goes to the others
+	Weights        map[string]int // percent of the mail that begins at an upstream of Route; nil: all of it at the first
+	Egress         string         // name, or Any
 	DKIM           []DKIM
 	ReturnPath     string // address, or "" for the null sender not being replaced
 	TTL            time.Duration
@@ -94,10 +95,11 @@ type Stream struct {
 	WhenDown       string // "refuse" or "queue"
 	CommitTimeout  time.Duration
 	AnswerTimeout  time.Duration
-	MaxSize        int64  // octets of one message; 0 for the listener's
-	DefaultFrom    string // header From for mail without one; "" refuses it
-	DSNUpstream    string // name of the smtp upstream that bounces to the sender leave by; "" sends none
-	Supersede      bool   // a newer code takes the place of a queued older one
+	HedgeAfter     time.Duration // from the commit to a second copy through the next upstream; 0 for none
+	MaxSize        int64         // octets of one message; 0 for the listener's
+	DefaultFrom    string        // header From for mail without one; "" refuses it
+	DSNUpstream    string        // name of the smtp upstream that bounces to the sender leave by; "" sends none
+	Supersede      bool          // a newer code takes the place of a queued older one
 	Match          []Match
 }
 
@@ -140,6 +142,7 @@ type Upstream struct {
 	Shared        bool
 	CommitTimeout time.Duration // 0 takes the stream's
 	AnswerTimeout time.Duration // 0 takes the stream's
+	HedgeAfter    time.Duration // 0 takes the stream's
 
 	// smtp
 	Address       string // host:port

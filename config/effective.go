@@ -232,7 +232,7 @@ func texts(ps []netip.Prefix) []string {
 func (s *Stream) values() (vs values) {
 	vs.set("kind", string(s.Kind))
 	vs.set("domains", s.Domains)
-	vs.set("route", s.Route)
+	vs.set("route", s.legs())
 	vs.set("egress", s.Egress)
 	if len(s.DKIM) > 0 {
 		signatures := make([]values, len(s.DKIM))
@@ -253,6 +253,7 @@ func (s *Stream) values() (vs values) {
 	vs.set("when_down", s.WhenDown)
 	vs.set("commit_timeout", s.CommitTimeout)
 	vs.set("answer_timeout", s.AnswerTimeout)
+	vs.set("hedge_after", s.HedgeAfter)
 	vs.size("max_size", s.MaxSize)
 	vs.set("default_from", s.DefaultFrom)
 	vs.set("dsn_upstream", s.DSNUpstream)
@@ -265,6 +266,21 @@ func (s *Stream) values() (vs values) {
 		vs.set("match", rules)
 	}
 	return vs
+}
+
+// legs returns the route as it is written: names alone where nothing is weighted.
+func (s *Stream) legs() any {
+	if s.Weights == nil {
+		return s.Route
+	}
+	legs := make([]values, len(s.Route))
+	for i, name := range s.Route {
+		legs[i].set("upstream", name)
+		if w := s.Weights[name]; w > 0 {
+			legs[i].set("weight", w)
+		}
+	}
+	return legs
 }
 
 func (m Match) values() (vs values) {
@@ -317,6 +333,7 @@ func (u *Upstream) values() (vs values) {
 	vs.set("shared", u.Shared)
 	vs.set("commit_timeout", u.CommitTimeout)
 	vs.set("answer_timeout", u.AnswerTimeout)
+	vs.set("hedge_after", u.HedgeAfter)
 	return vs
 }
 

@@ -32,6 +32,8 @@ func TestEveryKeyIsRead(t *testing.T) {
 			text, path = "["+kind+"]\n"+key+odd, kind+"."+key
 		case "dkim":
 			text, path = "[stream.x]\ndkim."+key+odd, "stream.x.dkim."+key
+		case "route":
+			text, path = "[stream.x]\nroute = [{ "+key+odd+" }]", "stream.x.route[0]."+key
 		case "match":
 			text, path = "[[stream.x.match]]\n"+key+odd, "stream.x.match[0]."+key
 		default:
@@ -99,7 +101,7 @@ func TestEveryKeyIsInTheExampleAndInTheReference(t *testing.T) {
 
 // headings are those of docs/config.md, by kind of section.
 var headings = map[string]string{
-	"": "## The top", "listen": "## [listen.NAME]", "client": "## [client.NAME]", "stream": "## [stream.NAME]", "dkim": "## dkim", "match": "## match",
+	"": "## The top", "listen": "## [listen.NAME]", "client": "## [client.NAME]", "stream": "## [stream.NAME]", "route": "## route", "dkim": "## dkim", "match": "## match",
 	"egress": "## [egress.NAME]", "upstream": "## [upstream.NAME]", "store": "## [store]", "limits": "## [limits]",
 	"history": "## [history]", "log": "## [log]", "templates": "## [templates]",
 }
@@ -110,7 +112,7 @@ func sectionOf(example, kind string) string {
 		top, _, _ := strings.Cut(example, "\n[")
 		return top
 	}
-	if kind == "dkim" || kind == "match" {
+	if kind == "route" || kind == "dkim" || kind == "match" {
 		kind = "stream"
 	}
 	var b strings.Builder
@@ -179,6 +181,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(string(example))
 	f.Add(regexp.MustCompile(`"[a-z0-9./-]+\.(pem|password)"`).ReplaceAllString(string(example), `"k"`))
 	f.Add("hostname = 1\n[stream]\nx = 2\n[[stream.y.dkim]]\n[listen.\"\"]\n[egress.any]\n")
+	f.Add("[stream.a]\nroute = [\"x\", { upstream = \"y\", weight = 5 }, { upstream = \"z\", weight = 101 }, { weight = 0.5 }]\nhedge_after = \"2s\"\n")
 	f.Add("[stream.a]\ndkim = [{}, 1]\nroute = [{}]\nretry = [\"\"]\ndomains = [\"*.\"]\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		file := filepath.Join(dir, "gatepost.toml")

@@ -125,7 +125,7 @@ func TestASmallConfigLoadsWithTheDefaultsOfEachKind(t *testing.T) {
 }
 
 // exampleFiles are the keys and secrets that config.example.toml names.
-var exampleFiles = []string{"keys/auth.gp1.pem", "keys/marketing.gp1.pem", "esp-auth.password", "esp-marketing.password", "billing.password"}
+var exampleFiles = []string{"keys/auth.gp1.pem", "keys/marketing.gp1.pem", "esp-auth.password", "esp-spare.password", "esp-marketing.password", "billing.password"}
 
 func readExample(t *testing.T) string {
 	t.Helper()

@@ -2,7 +2,6 @@ package config
 
 import (
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,7 +28,7 @@ func (l *loader) stream(t *table, name string) *Stream {
 	t.require("kind", `write kind = "auth" for sign-in mail, "marketing" for what may wait`)
 	s.Kind = message.Kind(t.choice("kind", "", string(message.Auth), string(message.Marketing)))
 	s.Domains = l.domains(t)
-	s.Route = l.route(t)
+	s.Route, s.Weights = l.route(t)
 	s.Egress = t.needed("egress", `name an egress, or write egress = "any" to let the host choose the address`)
 	s.DKIM = l.dkim(t)
 	s.ReturnPath = l.address(t, "return_path")
@@ -41,6 +40,7 @@ func (l *loader) stream(t *table, name string) *Stream {
 	s.WhenDown = t.choice("when_down", d.WhenDown, "refuse", "queue")
 	s.CommitTimeout = t.duration("commit_timeout", d.CommitTimeout)
 	s.AnswerTimeout = t.duration("answer_timeout", d.AnswerTimeout)
+	s.HedgeAfter = t.duration("hedge_after", 0)
 	s.MaxSize = t.size("max_size", 0)
 	s.DefaultFrom = l.address(t, "default_from")
 	s.DSNUpstream = t.text("dsn_upstream")
@@ -94,19 +94,6 @@ func (l *loader) domains(t *table) []string {
 		found[i] = domain
 	}
 	return found
-}
-
-// route returns the names of upstreams in order. For now there is one.
-func (l *loader) route(t *table) []string {
-	const several = "routes of more than one upstream are not supported yet: name one"
-	values, _ := t.m["route"].([]any)
-	isTable := func(v any) bool { _, ok := v.(map[string]any); return ok }
-	_, tables := t.m["route"].([]map[string]any)
-	if tables || len(values) > 1 || slices.ContainsFunc(values, isTable) {
-		t.bad(t.at("route"), `write route = ["NAME"]`, several)
-		return nil
-	}
-	return t.list("route", `name the upstream: route = ["NAME"]`)
 }
 
 // dkim reads one table or a list of them.

@@ -162,6 +162,17 @@ func TestWhatWorksButShouldBeKnownIsAWarning(t *testing.T) {
 				"36: upstream.again: is not used: no stream names it",
 			},
 		},
+		"weights that leave nothing for the first": {
+			[]edit{withSpare(`["sink", { upstream = "spare", weight = 100 }]`), spare},
+			[]string{`15: stream.auth.route: the weights leave nothing for "sink", which only gets what the others could not deliver`},
+		},
+		"a second copy that has nowhere to go": {
+			[]edit{{`kind    = "auth"`, "kind = \"auth\"\nhedge_after = \"2s\""}, {"127.0.0.1:2527\"\ntls     = \"none\"", "127.0.0.1:2527\"\ntls = \"none\"\nhedge_after = \"2s\""}},
+			[]string{
+				`14: stream.auth.hedge_after: changes nothing for stream "auth": its route has no other upstream for a second copy`,
+				`37: upstream.bulk.hedge_after: changes nothing for stream "marketing": only mail of kind "auth" is sent a second time`,
+			},
+		},
 		"both kinds from the host's address": {
 			[]edit{{`egress  = "auth"`, `egress = "any"`}, {`egress  = "bulk"`, `egress = "any"`}},
 			[]string{

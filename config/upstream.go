@@ -25,7 +25,7 @@ var upstreamTypes = []struct {
 }
 
 // everyUpstream are the keys that upstreams of all types have.
-var everyUpstream = []string{"type", "connections", "rate", "egress", "dkim", "shared", "commit_timeout", "answer_timeout"}
+var everyUpstream = []string{"type", "connections", "rate", "egress", "dkim", "shared", "commit_timeout", "answer_timeout", "hedge_after"}
 
 func (l *loader) upstream(t *table, name string) *Upstream {
 	u := &Upstream{Name: name}
@@ -46,6 +46,7 @@ func (l *loader) upstream(t *table, name string) *Upstream {
 	u.Shared = t.flag("shared")
 	u.CommitTimeout = t.duration("commit_timeout", 0)
 	u.AnswerTimeout = t.duration("answer_timeout", 0)
+	u.HedgeAfter = t.duration("hedge_after", 0)
 	return u
 }
 

@@ -33,6 +33,10 @@ const (
 	Resumed     Kind = 21 // the pair works again
 	ClockJump   Kind = 22 // the wall clock moved by over 60 s against the monotonic one
 	Alarm       Kind = 23 // anything else an operator should look at; Data.Text says what
+	FailedOver  Kind = 25 // mail that begins at an upstream goes through another: the first since it was well
+	CameBack    Kind = 26 // the upstream has taken its own mail again
+	Hedged      Kind = 27 // a second copy was sent on purpose: the first hand-over was slow to answer
+	Answered    Kind = 28 // the answer to a copy came after another had settled the matter
 )
 
 var names = map[Kind]string{
@@ -40,6 +44,7 @@ var names = map[Kind]string{
 	Unconfirmed: "unconfirmed", Expired: "expired", Superseded: "superseded", Suppressed: "suppressed", Dropped: "dropped",
 	Held: "held", Released: "released", Recovered: "recovered",
 	Paused: "paused", Resumed: "resumed", ClockJump: "clock_jump", Alarm: "alarm",
+	FailedOver: "failed_over", CameBack: "came_back", Hedged: "hedged", Answered: "answered",
 }
 
 func (k Kind) String() string { return names[k] }

@@ -59,4 +59,21 @@ type PairStatus struct {
 	Since    time.Time `json:"since,omitzero"` // of the trouble that has not ended yet
 	Verdict  Class     `json:"verdict,omitempty"`
 	Reply    string    `json:"reply,omitempty"`
+	Share    int       `json:"share"`                     // percent of the lane's mail that begins here
+	PassedBy int       `json:"failed_over,omitempty"`     // mails that began here and were taken by others since it last took one itself
+	Barred   []string  `json:"refused_domains,omitempty"` // sending domains that it does not take mail from
+}
+
+// ArmStats is how one upstream has done for one stream since the process began.
+type ArmStats struct {
+	Stream     string          `json:"stream"`
+	Upstream   string          `json:"upstream"`
+	Share      int             `json:"share"`       // percent of the stream's mail that begins there, as configured now
+	Began      int64           `json:"began"`       // messages that began there
+	Attempts   int64           `json:"attempts"`    // verdicts, one for each recipient of a hand-over
+	Verdicts   map[Class]int64 `json:"verdicts"`    // of those, by class
+	FailedOver int64           `json:"failed_over"` // recipients that began there and were taken by another upstream
+	Hedged     int64           `json:"hedged"`      // second copies sent elsewhere because it was slow to answer
+	P50        float64         `json:"p50_ms"`      // of hand-overs, from check-out to verdict; half are at or below it
+	P99        float64         `json:"p99_ms"`      // … 99 of 100
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"gatepost/event"
@@ -22,28 +23,9 @@ var (
 	errLifetime      = errors.New("the message's lifetime ended before it could be handed over")
 	errLease         = errors.New("the spool's lease ended before the message could be handed over")
 	errStopping      = errors.New("gatepost is stopping")
+	errWithdrawn     = errors.New("another copy was accepted before this one was handed over")
+	errPaused        = errors.New("the upstream is paused")
 )
-
-// deliver carries one claimed message through its route once, as soon as it has its place in the lane, and settles what
-// came of it.
-func (r *Relay) deliver(l *lane, g *Generation, d *message.Delivery, place *ticket) {
-	defer r.done(l, len(d.Message.Raw))
-	t := newTry(r, l, g, d, nil)
-	if err := place.wait(r.ctx); err != nil {
-		t.putBack()
-		l.answer(d.Message.ID, nil)
-		return
-	}
-	defer l.slots.leave()
-	t.run()
-}
-
-// deliverNew is deliver for a message whose Put is under way in w. Its place in the lane is taken already.
-func (r *Relay) deliverNew(l *lane, g *Generation, m *message.Message, w Write) {
-	defer r.done(l, len(m.Raw))
-	defer l.slots.leave()
-	newTry(r, l, g, &message.Delivery{Message: m}, w).run()
-}
 
 // done is lane.done. A stream that went and came back in the meantime has another lane, which must look at what was put
 // back too.
@@ -63,49 +45,90 @@ type try struct {
 	epoch int64 // under which the rows are ours; for a new message known with put's result
 	held  bool
 	put   Write // nil once the message is known to be durable
+	arm   *hop  // that the message begins at
 	rows  []*row
 
-	unsettled []upstream.Slot // through which a copy may have gone
+	place     *ticket     // that was taken, or lined up for, before the walk began; nil once it is used
+	placeAt   *pair       // whose place it is
+	unsettled []*handOver // through which a copy may have gone
+	late      []*handOver // that have no answer yet, after another has ended the matter
+	answers   chan *handOver
 }
 
 // row is one recipient during a try.
 type row struct {
 	message.Recipient
+	way     []*hop           // still to be asked
 	attempt *message.Attempt // the last one of this try
+	barred  *message.Attempt // that would have been made, had not the upstream refused the sending domain before
 	outcome message.Outcome
 	alarm   string
+	trouble string        // what was last said against it, by this try or the one before
 	judged  bool          // something was said about the message or the recipient, so the ladder applies
+	choked  bool          // its own hand-over made a working upstream give up
+	lost    bool          // an answer was lost in this try
+	hedged  bool          // a second copy is out, or was, while the first had no answer
+	crowded bool          // the upstream it begins at works again, but does not get all mail yet
 	setBack time.Duration // its own hand-over made the upstream give up, so others have their turn first
 }
 
-func newTry(r *Relay, l *lane, g *Generation, d *message.Delivery, w Write) *try {
-	t := &try{r: r, lane: l, plan: g.plans[l.name], msg: d.Message, epoch: d.Epoch, held: d.Held, put: w}
+func newTry(r *Relay, l *lane, g *Generation, d *message.Delivery) *try {
+	t := &try{r: r, lane: l, plan: g.plans[l.name], msg: d.Message, epoch: d.Epoch, held: d.Held}
+	t.arm = t.plan.arm(d.Message.ID)
 	for _, rec := range d.Message.Recipients {
-		t.rows = append(t.rows, &row{Recipient: rec})
+		t.rows = append(t.rows, &row{Recipient: rec, way: t.plan.way(t.arm, &rec), trouble: rec.LastReply})
 	}
 	return t
 }
 
-// run walks the route until nobody is left to try for, settles, and tells a waiting client.
-func (t *try) run() {
+// deliver walks the route once and settles what came of it.
+func (t *try) deliver() {
+	defer t.r.done(t.lane, len(t.msg.Raw))
+	defer t.dropPlace()
 	defer t.release()
 	if t.held {
 		t.hold()
 		return
 	}
-	for _, h := range t.plan.route {
-		rows := t.pending(h)
-		if len(rows) == 0 {
-			continue
-		}
-		t.through(h.pair, h, rows)
-		if t.expired() || t.r.ctx.Err() != nil {
-			break
-		}
-	}
+	t.walk()
 	if t.durable(context.Background()) != nil {
 		return // nothing was sent and nothing was stored; Accept has told the client
 	}
+	t.settle()
+	t.release()
+	t.listen()
+}
+
+// walk goes along the route until nobody is left to try for.
+func (t *try) walk() {
+	for t.r.ctx.Err() == nil && !t.expired() {
+		h, rows := t.next()
+		if h == nil {
+			return
+		}
+		t.through(h, rows)
+	}
+}
+
+// next takes the hop that is next for the first open row, and all rows for which it is.
+func (t *try) next() (h *hop, rows []*row) {
+	for _, w := range t.rows {
+		if w.outcome != message.None || w.State != message.Queued || len(w.way) == 0 {
+			continue
+		}
+		if h == nil {
+			h = w.way[0]
+		}
+		if w.way[0] == h {
+			w.way = w.way[1:]
+			rows = append(rows, w)
+		}
+	}
+	return h, rows
+}
+
+// settle writes what came of the walk, and tells a waiting client.
+func (t *try) settle() {
 	settlements := t.settlements()
 	refusal := t.refusal()
 	if refusal == nil {
@@ -126,110 +149,222 @@ func (t *try) run() {
 	t.lane.answer(t.msg.ID, refusal)
 }
 
-// release gives back the slots through which copies went that were not settled until now. A slot that could be used
-// again before would let a crash make more duplicates than there are slots (engine.md rule 8).
+// release gives back the slots and places through which copies went that were not settled until now. A slot that could
+// be used again before would let a crash make more duplicates than there are slots (engine.md rule 8).
 func (t *try) release() {
-	for _, slot := range t.unsettled {
-		slot.Release()
+	for _, o := range t.unsettled {
+		o.slot.Release()
+		o.place.leave()
 	}
-}
-
-// pending returns the rows that h is to be asked for.
-func (t *try) pending(h *hop) []*row {
-	var rows []*row
-	for _, w := range t.rows {
-		if w.outcome == message.None && w.State == message.Queued && !slices.Contains(w.Refused, h.config.Name) {
-			rows = append(rows, w)
-		}
-	}
-	return rows
+	t.unsettled = nil
 }
 
 // through makes one attempt with h and applies its verdicts to rows.
-func (t *try) through(p *pair, h *hop, rows []*row) {
-	if p.limit() == 0 {
+func (t *try) through(h *hop, rows []*row) {
+	if h.pair.limit() == 0 {
 		return
 	}
-	at := time.Now()
-	h2 := &handOver{t: t, hop: h}
-	verdicts, err := h2.send(rows)
-	if paused, ok := errors.AsType[*upstream.Paused](err); ok {
-		p.pause(t.r, paused.Verdict, paused.RetryAfter, at)
+	if why := h.carries(t.msg); why != nil {
+		t.skip(h, rows, cannotCarry(why))
 		return
 	}
-	if err != nil {
-		t.aborted(p, h2, rows, at, err)
+	told, refusal, ok := h.pair.domains.ask(t.msg.HeaderFrom)
+	if !ok {
+		t.bar(h, rows, refusal)
 		return
 	}
-	for i, v := range verdicts {
-		w := rows[i]
-		t.note(w, h2, v, at)
+	place := t.enter(h, rows)
+	if place == nil {
+		if told != nil {
+			told(errDomainUntold)
+		}
+		return
+	}
+	o := t.newHandOver(h, rows, place, told)
+	if t.mayHedge(o) {
+		t.hedge(o)
+	} else {
+		o.send()
+		t.land(o)
+	}
+	t.conclude(rows)
+}
+
+// skip applies v, with which h need not be asked, to rows.
+func (t *try) skip(h *hop, rows []*row, v message.Verdict) {
+	o := &handOver{hop: h, at: time.Now()}
+	for _, w := range rows {
+		t.note(w, o, v)
 		t.apply(w, h, v)
-		if v.Scope == message.ScopeUpstream && v.Class != message.Accepted && v.Class != message.Unknown {
-			p.pause(t.r, v, v.RetryAfter, at)
-			t.stepBack(w, p, v)
-		} else if v.Class != message.Unknown {
+	}
+}
+
+// bar notes that h is not asked, because it refused the sending domain with v before.
+func (t *try) bar(h *hop, rows []*row, v message.Verdict) {
+	for _, w := range rows {
+		w.judged, w.trouble = true, v.Reply()
+		w.barred = &message.Attempt{Upstream: h.config.Name, Egress: h.egress, Verdict: v, At: time.Now()}
+	}
+}
+
+// land takes in what came of o.
+func (t *try) land(o *handOver) {
+	t.judge(o)
+	if o.err != nil {
+		t.aborted(o)
+		return
+	}
+	for i, v := range o.verdicts {
+		w := o.rows[i]
+		t.note(w, o, v)
+		t.apply(w, o.hop, v)
+		if givesUp(v) {
+			t.stepBack(w, o.hop.pair, v)
+		}
+	}
+}
+
+// givesUp reports whether v says that the upstream cannot be used.
+func givesUp(v message.Verdict) bool {
+	return v.Scope == message.ScopeUpstream && v.Class != message.Accepted && v.Class != message.Unknown
+}
+
+// judge draws from o what it tells of the upstream. An answer that was lost while nobody else's came makes it doubtful:
+// a login is tried before it gets more mail than one at a time.
+func (t *try) judge(o *handOver) {
+	if o.slot != nil {
+		t.unsettled = append(t.unsettled, o)
+	} else {
+		defer o.place.leave() // after a pause, so that nobody slips through in between
+	}
+	p := o.hop.pair
+	p.learnDomain(t.r, t.msg.HeaderFrom, o.verdicts, o.told)
+	if v, ok := o.failure(); ok {
+		t.lane.stats.ended(o.hop, o.took, v)
+		if !errors.Is(o.err, errCommitTimeout) || !p.busy(o.at) {
+			p.pause(t.r, v, v.RetryAfter, o.at)
+		}
+	}
+	for _, v := range o.verdicts {
+		switch {
+		case v.Class == message.Unknown:
+			if t.r.ctx.Err() == nil && !p.busy(o.at) {
+				p.pause(t.r, v, 0, o.at)
+			}
+		case givesUp(v):
+			p.pause(t.r, v, v.RetryAfter, o.at)
+		default:
 			p.worked()
-		}
-	}
-}
-
-// note writes v down as the last attempt for w.
-func (t *try) note(w *row, o *handOver, v message.Verdict, at time.Time) {
-	if w.attempt != nil {
-		t.r.spool.Record(t.stepEvent(w))
-	}
-	w.attempt = &message.Attempt{Upstream: o.hop.config.Name, Egress: o.hop.egress, Local: o.local, Verdict: v, At: at, Took: time.Since(at)}
-	w.LastUpstream, w.LastReply = o.hop.config.Name, v.Reply()
-}
-
-// aborted notes a hand-over that ended before the commit for a reason that is not the upstream's word.
-func (t *try) aborted(p *pair, o *handOver, rows []*row, at time.Time, err error) {
-	h := o.hop
-	if errors.Is(err, errCommitTimeout) {
-		v := message.Verdict{Class: message.Temporary, Scope: message.ScopeUpstream,
-			Text: fmt.Sprintf("%v (%v)", errCommitTimeout, h.commitTimeout)}
-		if !p.busy(at) {
-			p.pause(t.r, v, 0, at)
-		}
-		if o.reserved {
-			for _, w := range rows {
-				t.note(w, o, v, at)
-				t.stepBack(w, p, v)
+			if v.Class == message.Accepted {
+				p.tookOwn(t.r)
 			}
 		}
 	}
-	t.r.log.LogAttrs(t.r.ctx, slog.LevelDebug, "attempt put off", slog.String("msg_id", t.msg.ID.String()),
-		slog.String("stream", t.lane.name), slog.String("upstream", h.config.Name), slog.Any("err", err))
+	if len(o.verdicts) > 0 {
+		t.lane.stats.ended(o.hop, o.took, o.verdicts...)
+	}
 }
+
+// note writes v down as the last attempt for w. Where another attempt has ended w already, that stays the last.
+func (t *try) note(w *row, o *handOver, v message.Verdict) {
+	a := &message.Attempt{Upstream: o.hop.config.Name, Egress: o.hop.egress, Local: o.local, Verdict: v, At: o.at, Took: o.took}
+	if v.Class != message.Accepted {
+		w.trouble = v.Reply()
+		if w.outcome != message.None {
+			t.r.spool.Record(t.stepEvent(w, event.Deferred, a))
+			return
+		}
+	}
+	if w.attempt != nil {
+		t.r.spool.Record(t.stepEvent(w, event.Deferred, w.attempt))
+	}
+	w.attempt = a
+	w.LastUpstream, w.LastReply = a.Upstream, v.Reply()
+}
+
+// aborted notes a hand-over that ended before the commit for a reason that is not the upstream's word about the mail.
+func (t *try) aborted(o *handOver) {
+	if v, ok := o.failure(); ok && o.reserved {
+		for _, w := range o.rows {
+			t.note(w, o, v)
+			t.stepBack(w, o.hop.pair, v)
+		}
+	}
+	t.r.log.LogAttrs(t.r.ctx, slog.LevelDebug, "attempt put off", slog.String("msg_id", t.msg.ID.String()),
+		slog.String("stream", t.lane.name), slog.String("upstream", o.hop.config.Name), slog.Any("err", o.err))
+}
+
+// What a hand-over has come to, as far as a second thought about it matters.
+const (
+	uncommitted int32 = iota
+	committed
+	withdrawn
+)
 
 // handOver is one attempt with one upstream.
 type handOver struct {
-	t        *try
-	hop      *hop
+	t         *try
+	hop       *hop
+	rows      []*row
+	place     *ticket
+	told      func(error) // tells the breaker of the sending domain; nil where there is none
+	ctx       context.Context
+	cancel    context.CancelCauseFunc
+	stage     atomic.Int32
+	committed chan struct{} // closed at the first commit; nil where nobody waits for it
+
+	at       time.Time // check-out
+	took     time.Duration
 	reserved bool // a slot was in hand
 	local    string
+	verdicts []message.Verdict // one for each row
+	err      error             // or why it ended before the commit: *upstream.Paused, or one of the reasons above
+	slot     upstream.Slot     // where a copy may be out; nil where it was given back
 }
 
-// send reserves, renders, signs and sends. It returns one verdict per row, or the error that ended it before the commit:
-// *upstream.Paused, or one of the reasons above.
-func (o *handOver) send(rows []*row) ([]message.Verdict, error) {
+func (t *try) newHandOver(h *hop, rows []*row, place *ticket, told func(error)) *handOver {
+	o := &handOver{t: t, hop: h, rows: rows, place: place, told: told, at: time.Now()}
+	o.ctx, o.cancel = context.WithCancelCause(t.r.ctx)
+	return o
+}
+
+// send makes the attempt.
+func (o *handOver) send() {
+	defer o.cancel(nil)
+	o.verdicts, o.err = o.reserveAndSend()
+	o.took = time.Since(o.at)
+}
+
+// failure returns the verdict on the upstream where o ended before the commit because of it.
+func (o *handOver) failure() (message.Verdict, bool) {
+	if p, ok := errors.AsType[*upstream.Paused](o.err); ok {
+		v := p.Verdict
+		v.RetryAfter = max(v.RetryAfter, p.RetryAfter)
+		return v, true
+	}
+	if !errors.Is(o.err, errCommitTimeout) {
+		return message.Verdict{}, false
+	}
+	return message.Verdict{Class: message.Temporary, Scope: message.ScopeUpstream,
+		Text: fmt.Sprintf("%v (%v)", errCommitTimeout, o.hop.commitTimeout)}, true
+}
+
+// reserveAndSend reserves, renders, signs and sends.
+func (o *handOver) reserveAndSend() ([]message.Verdict, error) {
 	t := o.t
-	ctx, cancel := context.WithCancelCause(t.r.ctx)
-	defer cancel(nil)
-	before := time.AfterFunc(min(o.hop.commitTimeout, t.left()), func() { cancel(t.timeout()) })
+	before := time.AfterFunc(min(o.hop.commitTimeout, t.left()), func() { o.cancel(t.timeout()) })
 	defer before.Stop()
-	slot, err := o.hop.upstream.Reserve(ctx, t.lane.name)
+	slot, err := o.hop.upstream.Reserve(o.ctx, t.lane.name)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+		if o.ctx.Err() != nil {
+			return nil, context.Cause(o.ctx)
 		}
 		return nil, err
 	}
 	o.reserved, o.local = true, slot.Local()
-	verdicts, err := o.through(ctx, cancel, before, slot, rows)
+	verdicts, err := o.through(before, slot)
 	if err == nil && slices.ContainsFunc(verdicts, mayBeOut) {
-		t.unsettled = append(t.unsettled, slot)
+		o.slot = slot
 	} else {
 		slot.Release()
 	}
@@ -242,11 +377,14 @@ func mayBeOut(v message.Verdict) bool {
 }
 
 // through makes what slot can take of the message, and hands it over in as many parts as its limit of recipients wants.
-func (o *handOver) through(ctx context.Context, cancel context.CancelCauseFunc, before *time.Timer, slot upstream.Slot, rows []*row) ([]message.Verdict, error) {
-	t := o.t
-	wire, eightBit, err := o.render(ctx, slot.Caps())
+func (o *handOver) through(before *time.Timer, slot upstream.Slot) ([]message.Verdict, error) {
+	t, rows := o.t, o.rows
+	wire, eightBit, err := o.render(o.ctx, slot.Caps())
 	if err != nil {
-		return o.unrendered(ctx, err, len(rows))
+		return o.unrendered(o.ctx, err, len(rows))
+	}
+	if most := o.hop.upstream.Traits().MaxSize; most > 0 && int64(size(wire)) > most {
+		return cannotCarry(tooBig(size(wire), most)).Verdicts(len(rows)), nil
 	}
 	var verdicts []message.Verdict
 	for batch := range slices.Chunk(rows, o.batch(slot.Caps(), len(rows))) {
@@ -258,7 +396,7 @@ func (o *handOver) through(ctx context.Context, cancel context.CancelCauseFunc, 
 		for _, w := range batch {
 			env.To = append(env.To, w.Address)
 		}
-		vs, err := o.hand(ctx, cancel, before, slot, env, slices.Clone(wire))
+		vs, err := o.hand(before, slot, env, slices.Clone(wire))
 		if err != nil {
 			if len(verdicts) == 0 {
 				return nil, err
@@ -272,15 +410,24 @@ func (o *handOver) through(ctx context.Context, cancel context.CancelCauseFunc, 
 
 // hand makes one Send with the commit gate: the last byte goes only once the message is durable, our lease stands and
 // its lifetime has not ended. The commit turns the first timer into the second.
-func (o *handOver) hand(ctx context.Context, cancel context.CancelCauseFunc, before *time.Timer, slot upstream.Slot,
-	env message.Envelope, wire net.Buffers) ([]message.Verdict, error) {
-	t := o.t
+func (o *handOver) hand(before *time.Timer, slot upstream.Slot, env message.Envelope, wire net.Buffers) ([]message.Verdict, error) {
+	t, ctx := o.t, o.ctx
 	var gate error = errCommitTimeout
 	var after *time.Timer
 	commit := func() error {
-		if gate = t.mayCommit(ctx); gate == nil {
-			before.Stop()
-			after = time.AfterFunc(o.hop.answerTimeout, func() { cancel(errAnswerTimeout) })
+		gate = t.mayCommit(ctx)
+		if gate == nil && after == nil && !before.Stop() {
+			gate = t.timeout() // at this moment
+		}
+		if gate == nil {
+			gate = o.commit()
+		}
+		switch {
+		case gate != nil:
+		case after != nil:
+			after.Reset(o.hop.answerTimeout)
+		default:
+			after = time.AfterFunc(o.hop.answerTimeout, func() { o.cancel(errAnswerTimeout) })
 		}
 		return gate
 	}
@@ -407,10 +554,14 @@ func (t *try) timeout() error {
 	return errCommitTimeout
 }
 
-// stepEvent tells of an attempt that was not the last of its try, so that trace shows each.
-func (t *try) stepEvent(w *row) event.Event {
-	a := w.attempt
-	return event.Event{At: time.Now(), Kind: event.Deferred, Message: t.msg.ID, N: w.N, Stream: t.lane.name, MailKind: t.lane.kind,
+// stepEvent tells of an attempt that did not decide what became of w, so that trace shows each.
+func (t *try) stepEvent(w *row, kind event.Kind, a *message.Attempt) event.Event {
+	at := a.At.Add(a.Took)
+	if a.At.IsZero() {
+		at = time.Now()
+	}
+	return event.Event{At: at, Kind: kind, Message: t.msg.ID, N: w.N, Stream: t.lane.name, MailKind: t.lane.kind,
 		Upstream: a.Upstream, Address: w.Address, Data: event.Data{Client: t.msg.Client, HeaderFrom: t.msg.HeaderFrom, Egress: a.Egress,
-			Local: a.Local, Class: a.Verdict.Class, Scope: a.Verdict.Scope, Code: a.Verdict.Code, Reply: a.Verdict.Reply(), Took: event.Millis(a.Took)}}
+			Local: a.Local, Class: a.Verdict.Class, Scope: a.Verdict.Scope, Code: a.Verdict.Code, Reply: a.Verdict.Reply(),
+			ProviderID: a.Verdict.ProviderID, Took: event.Millis(a.Took)}}
 }

@@ -68,18 +68,49 @@ func (t *ticket) wait(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+// isIn reports whether t has been let in.
+func (t *ticket) isIn() bool {
+	select {
+	case <-t.in:
+		return true
+	default:
+		return false
+	}
+}
+
+// leave gives back the place that t got.
+func (t *ticket) leave() { t.gate.leave() }
+
+// drop gives up t: the place in line, or inside where it was let in already.
+func (t *ticket) drop() {
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	if t.wait(gone) == nil {
+		t.leave()
+	}
+}
+
 // enter waits until there is room, or for ctx.
 func (g *gate) enter(ctx context.Context, first bool) error { return g.queue(first).wait(ctx) }
 
-// tryEnter takes a place if one is free and nobody waits for it.
-func (g *gate) tryEnter() bool {
+// tryEnter takes a place if one is free and nobody waits for it; else it returns nil.
+func (g *gate) tryEnter() *ticket {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.free() {
-		return false
+		return nil
 	}
 	g.used++
-	return true
+	t := &ticket{gate: g, in: make(chan struct{})}
+	close(t.in)
+	return t
+}
+
+// full reports that whoever comes now has to wait.
+func (g *gate) full() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !g.free()
 }
 
 // free reports room that nobody waits for. mu is held.

@@ -32,8 +32,8 @@ type plan struct {
 	lane   *lane
 	stream *config.Stream
 	signer *dkim.Signer // nil where no key is set
-	route  []*hop
-	need   string // the egress names of the route, sorted, comma-joined; without "any"
+	route  []*hop       // in the order of the config
+	need   string       // the egress names of the route, sorted, comma-joined; without "any"
 }
 
 // hop is one upstream of a route, as one stream uses it.
@@ -44,7 +44,9 @@ type hop struct {
 	egress        string
 	commitTimeout time.Duration
 	answerTimeout time.Duration
-	connections   int // of the account that this stream's lane may use
+	hedgeAfter    time.Duration // 0 for no second copy beside a hand-over
+	share         int           // percent of the mail that begins here
+	connections   int           // of the account that this stream's lane may use
 }
 
 // account is the key of an upstream: what leaves by another address has connections of its own.
@@ -161,7 +163,8 @@ func (g *Generation) newPlan(cfg *config.Config, s *config.Stream) (*plan, error
 		if egress != config.Any {
 			egresses = append(egresses, egress)
 		}
-		h := &hop{config: u, egress: egress, connections: share(cfg, s, u), commitTimeout: s.CommitTimeout, answerTimeout: s.AnswerTimeout}
+		h := &hop{config: u, egress: egress, connections: share(cfg, s, u), commitTimeout: s.CommitTimeout, answerTimeout: s.AnswerTimeout,
+			hedgeAfter: config.HedgeAfterOf(s, u), share: s.Weights[name]}
 		if c := g.upstreams[account{name, egress}]; c != nil {
 			h.upstream = c.Upstream
 		}
@@ -172,6 +175,9 @@ func (g *Generation) newPlan(cfg *config.Config, s *config.Stream) (*plan, error
 			h.answerTimeout = u.AnswerTimeout
 		}
 		p.route = append(p.route, h)
+	}
+	if s.Weights == nil {
+		p.route[0].share = 100
 	}
 	slices.Sort(egresses)
 	p.need = strings.Join(slices.Compact(egresses), ",")

@@ -39,6 +39,7 @@ type service struct {
 	stall    bool                                       // Send hangs before its commit
 	stallFor string                                     // … for this recipient
 	lose     int                                        // so many answers are lost after the commit
+	wary     bool                                       // an answer is lost if its context has ended right after the commit
 	verdict  func(e message.Envelope) []message.Verdict // default: accepts
 	sends    []sent
 	logins   int
@@ -117,8 +118,12 @@ func (f *fakeSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffer
 	f.s.sends = append(f.s.sends, sent{e, all.String(), time.Now()})
 	lost := f.s.lose > 0
 	f.s.lose--
-	verdict := f.s.verdict
+	verdict, wary := f.s.verdict, f.s.wary
 	f.s.mu.Unlock()
+	if wary {
+		time.Sleep(time.Microsecond)
+		lost = lost || ctx.Err() != nil
+	}
 	if lost {
 		<-ctx.Done()
 		return message.Verdict{Class: message.Unknown, Scope: message.ScopeUpstream, Text: "no answer"}.Verdicts(len(e.To))
@@ -166,21 +171,29 @@ type rig struct {
 	relay     *Relay
 	auth      *service
 	marketing *service
+	others    map[string]*service // further upstreams, by name
 	history   *history
-	connects  []string                          // upstreams that were made, by name
-	instead   func(c *config.Upstream) *service // makes an upstream instead of the two; nil for none
+	connects  []string                                   // upstreams that were made, by name
+	instead   func(c *config.Upstream) *service          // makes an upstream instead of the two; nil for none
+	wrapped   func(c *config.Upstream) upstream.Upstream // makes all upstreams; nil for none
 	key       string
 	stop      func()
 }
 
-// newRig builds a rig and runs it. change may alter the config first, and wrap the spool.
-func newRig(t *testing.T, change func(*config.Config)) *rig {
+// newRig builds a rig and runs it. change may alter the config first; others are upstreams beside the two.
+func newRig(t *testing.T, change func(*config.Config), others ...string) *rig {
 	t.Helper()
 	dir := t.TempDir()
-	g := &rig{t: t, key: filepath.Join(dir, "key.pem"), auth: &service{traits: upstream.Traits{DKIM: "sign"}},
+	g := &rig{others: map[string]*service{}, t: t, key: filepath.Join(dir, "key.pem"), auth: &service{traits: upstream.Traits{DKIM: "sign"}},
 		marketing: &service{traits: upstream.Traits{DKIM: "sign"}}, history: &history{}}
 	writeKey(t, g.key)
 	g.cfg = testConfig(dir, g.key)
+	for _, name := range others {
+		g.others[name] = &service{traits: upstream.Traits{DKIM: "sign"}}
+		u := *g.cfg.Upstream["sink"]
+		u.Name = name
+		g.cfg.Upstream[name] = &u
+	}
 	if change != nil {
 		change(g.cfg)
 	}
@@ -205,8 +218,12 @@ func (g *rig) start(wrap func(Spool) Spool) {
 		func(c *config.Upstream, _ string, _ *upstream.Egress, _ []upstream.LaneKind) (upstream.Upstream, error) {
 			g.connects = append(g.connects, c.Name)
 			switch {
+			case g.wrapped != nil:
+				return g.wrapped(c), nil
 			case g.instead != nil:
 				return g.instead(c), nil
+			case g.others[c.Name] != nil:
+				return g.others[c.Name], nil
 			case c.Name == "sink":
 				return g.auth, nil
 			}

@@ -19,12 +19,12 @@ const claimBytes = 8 << 20
 const longestNap = time.Minute
 
 // lane is one stream's way through the relay: it claims what is due, never more than fits its window, and starts the
-// hand-overs. It outlives generations.
+// hand-overs. How many go through each upstream at once is its pair's to say. It outlives generations.
 type lane struct {
 	name  string
 	kind  message.Kind
-	pairs atomic.Pointer[[]*pair] // of the current generation's route
-	slots *gate                   // hand-overs from check-out until their settlement is durable
+	route atomic.Pointer[[]*hop] // of the current generation
+	stats *stats
 	kick  chan struct{}
 	ping  chan chan struct{}
 	stop  context.CancelFunc // ends run; nil while it does not run
@@ -40,24 +40,20 @@ type lane struct {
 }
 
 func newLane(name string, kind message.Kind) *lane {
-	l := &lane{name: name, kind: kind, slots: newGate(1), backlog: true,
+	l := &lane{name: name, kind: kind, stats: newStats(), backlog: true,
 		kick: make(chan struct{}, 1), ping: make(chan chan struct{}), waiting: map[message.ID]chan *reply.Error{}}
-	l.pairs.Store(new([]*pair))
+	l.route.Store(new([]*hop))
 	return l
 }
 
 // use makes p what the lane goes by from now on. Pairs that p does not have are retired.
 func (l *lane) use(p *plan, window int64) {
-	var pairs []*pair
-	for _, h := range p.route {
-		pairs = append(pairs, h.pair)
-	}
 	l.mu.Lock()
 	l.window = window
 	l.mu.Unlock()
-	for _, old := range *l.pairs.Swap(&pairs) {
-		if !slices.Contains(pairs, old) {
-			old.retire()
+	for _, old := range *l.route.Swap(&p.route) {
+		if !slices.ContainsFunc(p.route, func(h *hop) bool { return h.pair == old.pair }) {
+			old.pair.retire()
 		}
 	}
 	l.adjust()
@@ -65,8 +61,8 @@ func (l *lane) use(p *plan, window int64) {
 
 // end retires the lane: its stream is gone, or is of another kind now.
 func (l *lane) end() {
-	for _, p := range *l.pairs.Swap(new([]*pair)) {
-		p.retire()
+	for _, h := range *l.route.Swap(new([]*hop)) {
+		h.pair.retire()
 	}
 	if l.stop != nil {
 		l.stop()
@@ -74,21 +70,29 @@ func (l *lane) end() {
 	l.adjust()
 }
 
-// limit returns how many hand-overs the pairs that work allow at once.
+// limit returns how many hand-overs at once there is a use for: as many as the upstreams allow that mail begins at, and
+// where one of those is short of its connections, as many as the first of the others allows, which makes up for it.
 func (l *lane) limit() int {
-	n := 0
-	for _, p := range *l.pairs.Load() {
-		n += p.limit()
+	n, short := 0, false
+	for _, h := range *l.route.Load() {
+		if h.share > 0 {
+			allowed := h.pair.limit()
+			n += allowed
+			short = short || allowed < h.connections
+		}
+	}
+	for _, h := range *l.route.Load() {
+		if allowed := h.pair.limit(); short && h.share == 0 && allowed > 0 {
+			return n + allowed
+		}
 	}
 	return n
 }
 
-// adjust follows a change in a pair. While all are paused one place stays, through which what was claimed goes back.
+// adjust follows a change in a pair.
 func (l *lane) adjust() {
-	limit := l.limit()
-	l.slots.setLimit(max(1, limit))
 	l.poke()
-	if limit > 0 {
+	if l.limit() > 0 {
 		return
 	}
 	l.mu.Lock()
@@ -141,27 +145,29 @@ func (l *lane) poke() {
 	}
 }
 
-// down reports whether no upstream of the route can be counted on (when_down = "refuse").
-func (l *lane) down() bool {
-	for _, p := range *l.pairs.Load() {
-		if !p.down(refuseAfter) {
+// down reports whether no upstream of the route can be counted on (when_down = "refuse") with mail of domain; "" asks
+// for mail of any.
+func (l *lane) down(domain string) bool {
+	for _, h := range *l.route.Load() {
+		if !h.pair.down(refuseAfter) && !h.pair.domains.has(domain) {
 			return false
 		}
 	}
 	return true
 }
 
-// take gets a place for a mail that was never queued, so that its row may be born owned. It fails when the lane has a
-// backlog, no free place or no upstream.
-func (l *lane) take(octets int) bool {
+// take gets a place for t, whose mail was never queued, so that its row may be born owned. It fails when the lane has a
+// backlog, or the upstream that the mail would go to no free place.
+func (l *lane) take(t *try) bool {
+	octets := int64(len(t.msg.Raw))
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	full := l.outstanding > 0 && l.octets+int64(octets) > l.window
-	if l.backlog || full || l.limit() == 0 || !l.slots.tryEnter() {
+	full := l.outstanding > 0 && l.octets+octets > l.window
+	if l.backlog || full || !t.takePlace() {
 		return false
 	}
 	l.outstanding++
-	l.octets += int64(octets)
+	l.octets += octets
 	return true
 }
 
@@ -233,8 +239,9 @@ func (l *lane) claim(ctx context.Context, r *Relay, n int, octets int64) (nap ti
 	}
 	l.claimed(ds, puts)
 	for _, d := range ds {
-		place := l.slots.queue(false) // here, so that they go in order
-		r.sends.Go(func() { r.deliver(l, g, d, place) })
+		t := newTry(r, l, g, d)
+		t.lineUp() // here, so that they go in order
+		r.sends.Go(t.deliver)
 	}
 	if len(ds) > 0 {
 		return 0, nil
@@ -290,10 +297,13 @@ func (l *lane) wait(ctx context.Context, nap time.Duration, wake <-chan struct{}
 }
 
 func (l *lane) status(held bool) message.LaneStatus {
-	used, _ := l.slots.load()
-	s := message.LaneStatus{Lane: l.name, Kind: l.kind, InFlight: used, Limit: l.limit(), Held: held}
-	for _, p := range *l.pairs.Load() {
-		s.Pairs = append(s.Pairs, p.status())
+	s := message.LaneStatus{Lane: l.name, Kind: l.kind, Limit: l.limit(), Held: held}
+	for _, h := range *l.route.Load() {
+		used, _ := h.pair.places.load()
+		s.InFlight += used
+		p := h.pair.status()
+		p.Share = h.share
+		s.Pairs = append(s.Pairs, p)
 	}
 	return s
 }

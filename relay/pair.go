@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -21,13 +22,17 @@ const (
 	probeTimeout      = 8 * time.Second // of one login; probes may overlap, so a hanging one delays nothing
 	probesAtOnce      = 8
 	maxRetryAfter     = 30 * time.Second // cap on what a throttling upstream asks for
+	alarmEvery        = time.Minute      // an upstream that comes and goes does not alarm more often
 )
 
 // pair is one upstream as one lane sees it. An upstream-scope verdict pauses it: messages that wait keep their
-// attempt counts and due times (the one that met with it steps back), and logins are tried until one succeeds.
+// attempt counts and due times (the one that met with it steps back), and logins are tried until one succeeds. It is the
+// circuit breaker of its upstream; domains holds those of the upstream and one sending domain.
 type pair struct {
 	lane    *lane
 	hop     *hop
+	places  *gate // hand-overs from check-out until what they sent is settled
+	domains *domains
 	retired chan struct{} // closed when no route goes through it any more
 
 	mu        sync.Mutex
@@ -36,12 +41,19 @@ type pair struct {
 	downSince time.Time // of the first pause since anything was last accepted or judged here; zero when well
 	resumedAt time.Time
 	workedAt  time.Time
-	proven    bool // something got through since resumedAt
-	ramp      int  // hand-overs allowed at once after a resume; doubles with each success
+	proven    bool            // something got through since resumedAt
+	ramp      int             // hand-overs allowed at once after a resume; doubles with each success
+	open      context.Context // ends with the next pause
+	shut      context.CancelFunc
+	passedBy  int       // mails that began here and were taken by others since passedAt
+	passedAt  time.Time // of the first of them; zero while it takes its own
+	alarmedAt time.Time // of the last failover that alarmed
 }
 
 func newPair(l *lane, h *hop) *pair {
-	return &pair{lane: l, hop: h, ramp: h.connections, retired: make(chan struct{})}
+	p := &pair{lane: l, hop: h, places: newGate(h.connections), domains: newDomains(), ramp: h.connections, retired: make(chan struct{})}
+	p.open, p.shut = context.WithCancel(context.Background())
+	return p
 }
 
 // retire ends the probing of a pair that no route goes through any more.
@@ -51,10 +63,30 @@ func (p *pair) retire() { close(p.retired) }
 func (p *pair) limit() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.allowed()
+}
+
+// allowed is limit with mu held.
+func (p *pair) allowed() int {
 	if p.paused {
 		return 0
 	}
 	return min(p.ramp, p.hop.connections)
+}
+
+// trying reports that the pair is open again but has not shown yet that it bears all of its mail. Who finds no place
+// then had better go elsewhere than wait for what may fail.
+func (p *pair) trying() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.paused && p.ramp < p.hop.connections
+}
+
+// opened returns a context that ends when the pair pauses.
+func (p *pair) opened() context.Context {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.open
 }
 
 // worked notes that the upstream judged a message (whatever it said of it), so it is well.
@@ -63,6 +95,7 @@ func (p *pair) worked() {
 	grew := p.ramp < p.hop.connections
 	if grew {
 		p.ramp = min(2*p.ramp, p.hop.connections)
+		p.places.setLimit(p.allowed())
 	}
 	if !p.paused {
 		p.downSince = time.Time{}
@@ -115,6 +148,8 @@ func (p *pair) pause(r *Relay, v message.Verdict, retryAfter time.Duration, bega
 	if first {
 		p.downSince = time.Now()
 	}
+	p.places.setLimit(0)
+	p.shut()
 	p.mu.Unlock()
 	p.lane.adjust()
 	e := p.event(event.Paused, v)
@@ -221,12 +256,54 @@ func (p *pair) noteFailure(r *Relay, err error) {
 func (p *pair) resume(r *Relay) {
 	p.mu.Lock()
 	p.paused, p.ramp, p.resumedAt, p.proven = false, 1, time.Now(), false
+	p.open, p.shut = context.WithCancel(context.Background())
+	p.places.setLimit(p.allowed())
 	since := p.downSince
 	p.mu.Unlock()
 	e := p.event(event.Resumed, message.Verdict{})
 	e.Data.Total = event.Millis(time.Since(since))
 	r.spool.Record(e)
 	p.lane.adjust()
+}
+
+// passed notes that mail which began here was taken by another upstream, because of what is wrong here. The first since
+// it was well is an alarm: a primary that is gone must not go unnoticed because another does its work.
+func (p *pair) passed(r *Relay, to *hop, why string) {
+	p.mu.Lock()
+	p.passedBy++
+	first := p.passedAt.IsZero()
+	alarm := first && time.Since(p.alarmedAt) >= alarmEvery
+	if first {
+		p.passedAt = time.Now()
+	}
+	if alarm {
+		p.alarmedAt = time.Now()
+	}
+	if p.paused {
+		why = p.verdict.Reply()
+	}
+	p.mu.Unlock()
+	if !first {
+		return
+	}
+	e := p.event(event.FailedOver, message.Verdict{})
+	e.Data.Egress, e.Data.Reply, e.Data.Alarm = "", why, alarm
+	e.Data.Text = "its mail goes through upstream " + to.config.Name + " instead"
+	r.spool.Record(e)
+}
+
+// tookOwn notes that the upstream has accepted a mail: what began here stays here again.
+func (p *pair) tookOwn(r *Relay) {
+	p.mu.Lock()
+	n, since := p.passedBy, p.passedAt
+	p.passedBy, p.passedAt = 0, time.Time{}
+	p.mu.Unlock()
+	if since.IsZero() {
+		return
+	}
+	e := p.event(event.CameBack, message.Verdict{})
+	e.Data.Total, e.Data.Text = event.Millis(time.Since(since)), fmt.Sprintf("others took %d of its mails meanwhile", n)
+	r.spool.Record(e)
 }
 
 func (p *pair) event(kind event.Kind, v message.Verdict) event.Event {
@@ -237,7 +314,8 @@ func (p *pair) event(kind event.Kind, v message.Verdict) event.Event {
 func (p *pair) status() message.PairStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := message.PairStatus{Upstream: p.hop.config.Name, Egress: p.hop.egress, Paused: p.paused, Since: p.downSince}
+	s := message.PairStatus{Upstream: p.hop.config.Name, Egress: p.hop.egress, Paused: p.paused, Since: p.downSince,
+		PassedBy: p.passedBy, Barred: p.domains.list()}
 	if p.paused {
 		s.Verdict, s.Reply = p.verdict.Class, p.verdict.Reply()
 	}

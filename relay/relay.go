@@ -137,7 +137,7 @@ func (r *Relay) Ready(client string) error {
 	err := error(reply.New(550, "5.7.1", "this client is not known"))
 	if c := g.config.Client[client]; c != nil {
 		for _, s := range c.Streams {
-			if err = r.ready(g.plans[s]); err == nil {
+			if err = r.ready(g.plans[s], ""); err == nil {
 				return nil
 			}
 		}
@@ -145,9 +145,9 @@ func (r *Relay) Ready(client string) error {
 	return err
 }
 
-// ready says whether mail of p's stream is taken now.
-func (r *Relay) ready(p *plan) error {
-	if p.stream.WhenDown == "refuse" && p.lane.down() {
+// ready says whether mail of p's stream, from domain where that is known, is taken now.
+func (r *Relay) ready(p *plan, domain string) error {
+	if p.stream.WhenDown == "refuse" && p.lane.down(domain) {
 		return reply.New(451, "4.4.1", "the mail service cannot be reached at the moment, please try again later")
 	}
 	if err := r.pressure.refuses(p.lane); err != nil {
@@ -179,6 +179,8 @@ func (r *Relay) Accept(ctx context.Context, subs []*message.Submission) ([]messa
 	}
 	for _, m := range ms {
 		r.expiry.consider(m.ExpiresAt)
+		p := g.plans[m.Stream]
+		p.lane.stats.began(p.arm(m.ID))
 	}
 	return receipts, r.answered(ctx, g, subs, ms, answers)
 }
@@ -190,7 +192,10 @@ func (r *Relay) admit(g *Generation, s *message.Submission, now time.Time) (*mes
 		return nil, err
 	}
 	p := g.plans[m.Stream]
-	if err := r.ready(p); err != nil {
+	if err := r.ready(p, m.HeaderFrom); err != nil {
+		return nil, err
+	}
+	if err := p.carriers(m); err != nil {
 		return nil, err
 	}
 	for i := range m.Recipients {
@@ -203,14 +208,16 @@ func (r *Relay) admit(g *Generation, s *message.Submission, now time.Time) (*mes
 // put writes ms. A single message whose lane has room is born ours, and its first hand-over begins beside the write.
 func (r *Relay) put(g *Generation, ms []*message.Message) Write {
 	l := g.plans[ms[0].Stream].lane
-	if len(ms) > 1 || r.spool.StreamHeld(l.name) || !l.take(len(ms[0].Raw)) {
+	t := newTry(r, l, g, &message.Delivery{Message: ms[0]})
+	if len(ms) > 1 || r.spool.StreamHeld(l.name) || !l.take(t) {
 		for _, m := range ms {
 			g.plans[m.Stream].lane.queued()
 		}
 		return r.spool.Put(ms, false)
 	}
 	w := r.spool.Put(ms, true)
-	r.sends.Go(func() { r.deliverNew(l, g, ms[0], w) })
+	t.put = w
+	r.sends.Go(t.deliver)
 	return w
 }
 
@@ -289,6 +296,18 @@ func (r *Relay) Status() []message.LaneStatus {
 		ss = append(ss, plans[name].lane.status(r.spool.StreamHeld(name)))
 	}
 	return ss
+}
+
+// Stats tells how each upstream of each stream's route has done since the process began.
+func (r *Relay) Stats() []message.ArmStats {
+	all := []message.ArmStats{}
+	plans := r.generation.Load().plans
+	for _, name := range slices.Sorted(maps.Keys(plans)) {
+		for _, h := range plans[name].route {
+			all = append(all, plans[name].lane.stats.of(h))
+		}
+	}
+	return all
 }
 
 // Captured returns what capture upstreams hold, by upstream in no order, each oldest first.

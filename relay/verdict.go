@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -22,6 +23,7 @@ func (t *try) apply(w *row, h *hop, v message.Verdict) {
 		if h.upstream.Traits().Captures {
 			w.outcome = message.Captured
 		}
+		t.credit(w, h)
 	case v.Class == message.Unknown:
 		t.unknown(w)
 	case v.Scope == message.ScopeUpstream: // the pair is paused, and the row steps back
@@ -38,36 +40,60 @@ func (t *try) apply(w *row, h *hop, v message.Verdict) {
 		switch {
 		case v.Scope == message.ScopeDomain && v.Code == 0: // no reply: the trouble is ours
 			w.alarm = "mail from " + t.msg.HeaderFrom + " cannot be made ready: " + v.Text
-		case v.Scope == message.ScopeDomain || v.Class == message.Unauthorised:
+		case v.Scope == message.ScopeDomain: // the domain's breaker tells
+		case v.Class == message.Unauthorised:
 			w.alarm = "upstream " + h.config.Name + " does not take mail from " + t.msg.HeaderFrom
+		case t.lane.kind != message.Auth:
+			w.way = nil // the next upstream has its turn with the next try
 		}
 	}
+}
+
+// credit notes which upstream has taken w, where that is not the one it began at.
+func (t *try) credit(w *row, h *hop) {
+	arm := t.arm
+	if h == arm {
+		return
+	}
+	t.lane.stats.failedOver(arm)
+	refused := slices.Contains(w.Refused, arm.config.Name) // this mail, which says nothing about others
+	if refused || w.hedged || w.crowded || arm.pair.domains.has(t.msg.HeaderFrom) {
+		return
+	}
+	arm.pair.passed(t.r, h, w.trouble)
 }
 
 // stepBack puts w, whose own hand-over had upstream-scope verdict v, behind the others. It may be what the upstream
 // chokes on, and going first again after each resume it would keep everybody's mail from leaving until it expires.
 // Where others have got through since the pair last resumed the suspicion grows, and so does the wait.
 func (t *try) stepBack(w *row, p *pair, v message.Verdict) {
-	w.setBack = p.turn(v)
+	back := p.turn(v)
 	if p.works() {
 		if w.Attempts > 0 {
-			w.setBack = max(w.setBack*time.Duration(w.Attempts), wait(t.plan.stream.Retry, w.Attempts))
+			back = max(back*time.Duration(w.Attempts), wait(t.plan.stream.Retry, w.Attempts))
 		}
-		w.Attempts++
+		w.choked = true
 	}
+	w.setBack = max(w.setBack, back)
 }
 
 // unknown handles a lost answer. For auth one more copy is better than none; marketing waits for an operator.
 func (t *try) unknown(w *row) {
 	w.Copies++
-	w.judged = true
-	switch {
-	case t.lane.kind != message.Auth:
+	w.judged, w.lost = true, true
+	if t.lane.kind != message.Auth {
 		w.State = message.HeldUnconfirmed
 		w.alarm = "the upstream's answer was lost; held until it is released or expires"
-	case w.Copies >= maxCopies:
-		w.outcome = message.Unconfirmed
-		w.alarm = "the upstream's answer was lost again; no further copy is sent"
+	}
+}
+
+// conclude ends those of rows whose copies are used up, now that no answer is to come any more.
+func (t *try) conclude(rows []*row) {
+	for _, w := range rows {
+		if w.lost && w.outcome == message.None && t.lane.kind == message.Auth && w.Copies >= maxCopies {
+			w.outcome = message.Unconfirmed
+			w.alarm = "the upstream's answer was lost again; no further copy is sent"
+		}
 	}
 }
 
@@ -76,8 +102,11 @@ func (t *try) unknown(w *row) {
 func (t *try) settlements() []message.Settlement {
 	ss := make([]message.Settlement, 0, len(t.rows))
 	for _, w := range t.rows {
-		s := message.Settlement{Message: t.msg, Epoch: t.epoch, Attempt: w.attempt, Outcome: w.outcome, Alarm: w.alarm}
-		if w.judged || w.outcome != message.None {
+		s := message.Settlement{Message: t.msg, Epoch: t.epoch, Attempt: cmp.Or(w.attempt, w.barred), Outcome: w.outcome, Alarm: w.alarm}
+		if w.setBack == 0 && len(w.Refused) > 0 && t.lane.limit() > 0 {
+			w.judged = true // whoever has not refused it cannot be used, and asking again at once would not help
+		}
+		if w.judged || w.choked || w.outcome != message.None {
 			w.Attempts++
 		}
 		switch {
@@ -104,7 +133,7 @@ func wait(ladder []time.Duration, attempt int) time.Duration {
 // scope. The words are ours; the upstream's are in the log and in trace.
 func (t *try) refusal() *reply.Error {
 	for _, w := range t.rows {
-		if w.outcome != message.Bounced {
+		if w.outcome != message.Bounced || w.Copies > 0 { // one whose answer was lost may have arrived
 			return nil
 		}
 	}
@@ -130,15 +159,6 @@ func (t *try) hold() {
 		w.State = message.Held
 		ss = append(ss, message.Settlement{Message: t.msg, Epoch: t.epoch, Recipient: w.Recipient,
 			Alarm: "the key that its body is sealed with is gone from spool.key; held"})
-	}
-	t.r.settle(t.msg, ss)
-}
-
-// putBack returns the rows of a try that never began.
-func (t *try) putBack() {
-	var ss []message.Settlement
-	for _, w := range t.rows {
-		ss = append(ss, message.Settlement{Message: t.msg, Epoch: t.epoch, Recipient: w.Recipient, Paused: true})
 	}
 	t.r.settle(t.msg, ss)
 }

@@ -46,7 +46,9 @@ func sesService(r upstreamtest.Request) upstreamtest.Reply {
 // rewritten is what SES makes of a mail: other ids and dates, and the fields of its own.
 func rewritten(t *testing.T, r upstreamtest.Request) message.Raw {
 	t.Helper()
-	var sent struct{ Content struct{ Raw struct{ Data []byte } } }
+	var sent struct {
+		Content struct{ Raw struct{ Data []byte } }
+	}
 	if err := json.Unmarshal(r.Body, &sent); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	netmail "net/mail"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -115,14 +116,13 @@ type postmarkMail struct {
 	TrackOpens    *bool             `json:",omitempty"`
 	TrackLinks    string            `json:",omitempty"`
 	Headers       []postmarkField   `json:",omitempty"`
-	Attachments   []postmarkFile    `json:",omitempty"`
 }
 
 type postmarkField struct{ Name, Value string }
 
+// postmarkFile is one of Attachments; its Content is the member that is missing here.
 type postmarkFile struct {
 	Name        string
-	Content     []byte
 	ContentType string
 	ContentID   string `json:",omitempty"`
 }
@@ -139,11 +139,12 @@ func (s *postmark) read(raw message.Raw, e message.Envelope) (*letter.Letter, js
 		MessageStream: s.cfg.MessageStream, Tag: s.cfg.Tag, Metadata: s.metadata(e), Headers: s.headers(l),
 	}
 	m.track(e.Kind, s.cfg.Tracking)
-	if err = m.fill(l); err != nil {
+	files, err := postmarkFiles(l)
+	if err != nil {
 		return nil, jsonMail{}, err
 	}
-	shared, err := encodeJSON(m)
-	return l, jsonMail{shared, postmarkSize}, err
+	shared, err := newJSONMail(postmarkSize, m, "Attachments", "Content", files)
+	return l, shared, err
 }
 
 // metadata returns what events about the mail will carry: the spool's id, and what the config has.
@@ -183,29 +184,30 @@ func (m *postmarkMail) track(kind message.Kind, tracking string) {
 	}
 }
 
-// fill takes in what the service does not take in every form.
-func (m *postmarkMail) fill(l *letter.Letter) error {
-	files := l.Files
+// postmarkFiles returns the files, of which an invitation is one. Its error says what the service does not take.
+func postmarkFiles(l *letter.Letter) ([]jsonFile, error) {
+	all := slices.Clip(l.Files)
 	for _, a := range l.Alternatives {
 		if a.Type != "text/calendar" {
-			return reply.New(554, "5.6.3", "Postmark takes no mail with an alternative text other than HTML")
+			return nil, reply.New(554, "5.6.3", "Postmark takes no mail with an alternative text other than HTML")
 		}
-		files = append(files, a.File())
+		all = append(all, a.File())
 	}
 	switch {
 	case l.Text == "" && l.HTML == "":
-		return reply.New(554, "5.6.3", "Postmark takes no mail without text")
+		return nil, reply.New(554, "5.6.3", "Postmark takes no mail without text")
 	case max(len(l.Text), len(l.HTML)) > postmarkText:
-		return reply.New(552, "5.3.4", "The text of the message has more than the %d octets that Postmark takes", postmarkText)
+		return nil, reply.New(552, "5.3.4", "The text of the message has more than the %d octets that Postmark takes", postmarkText)
 	}
-	for _, f := range files {
-		file := postmarkFile{Name: f.Name, Content: f.Data, ContentType: f.Type}
+	var files []jsonFile
+	for _, f := range all {
+		about := postmarkFile{Name: f.Name, ContentType: f.Type}
 		if f.Inline {
-			file.ContentID = "cid:" + f.CID
+			about.ContentID = "cid:" + f.CID
 		}
-		m.Attachments = append(m.Attachments, file)
+		files = append(files, jsonFile{about, f.Data})
 	}
-	return nil
+	return files, nil
 }
 
 // postmarkBox writes a mailbox as the service reads it: its name in UTF-8, quoted.
@@ -298,12 +300,15 @@ func postmarkNames(place *regexp.Regexp, words string, r letter.Recipient) bool 
 		func(word string) bool { return strings.EqualFold(strings.TrimRight(word, "."), r.Address.Address) })
 }
 
+// noStream reports whether an error code is about message streams: that there is none of that name, or none for sending.
+func noStream(code int) bool { return code >= 1200 && code < 1300 }
+
 func (s *postmark) verdict(a answer, said postmarkSaid) message.Verdict {
 	as := func(class message.Class, scope message.Scope, enhanced string) message.Verdict {
 		return a.as(class, scope, enhanced, said.Message)
 	}
 	switch code := said.ErrorCode; {
-	case code == 10, code == 413, code >= 1200 && code < 1300:
+	case code == 10, code == 413, noStream(code):
 		return as(message.Unauthorised, message.ScopeUpstream, "")
 	case code == 100:
 		return as(message.Temporary, message.ScopeUpstream, "")
@@ -333,7 +338,14 @@ type postmarkServer struct {
 	TrackOpens   bool
 }
 
-// check reads the server. The token for tests has none.
+// postmarkStream is what it tells of a message stream.
+type postmarkStream struct {
+	postmarkSaid
+	MessageStreamType string
+	ArchivedAt        string
+}
+
+// check reads the server and the message stream. The token for tests has none.
 func (s *postmark) check(ctx context.Context, do doer) (Account, error) {
 	token, err := s.token()
 	if err != nil {
@@ -342,37 +354,60 @@ func (s *postmark) check(ctx context.Context, do doer) (Account, error) {
 	if token == config.PostmarkTestToken {
 		return Account{Traps: []string{"the token is " + config.PostmarkTestToken + ": Postmark looks at mail and delivers none of it"}}, nil
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.endpoint()+"/server", nil)
+	a, err := s.get(ctx, do, token, "/server")
 	if err != nil {
 		return Account{}, err
+	}
+	var server postmarkServer
+	a.decode(&server)
+	switch {
+	case !a.ok():
+		return Account{}, s.paused(a, server.postmarkSaid)
+	case a.isPage() || server.Name == "" && server.DeliveryType == "":
+		return Account{}, &Paused{Verdict: upstreamDown(message.Temporary, "check call: the answer tells of no server")}
+	}
+	if a, err = s.get(ctx, do, token, "/message-streams/"+url.PathEscape(s.cfg.MessageStream)); err != nil {
+		return Account{}, err
+	}
+	var stream postmarkStream
+	a.decode(&stream)
+	if noStream(stream.ErrorCode) {
+		return Account{}, s.paused(a, stream.postmarkSaid)
+	}
+	return s.account(server, stream), nil
+}
+
+func (s *postmark) get(ctx context.Context, do doer, token, path string) (answer, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.endpoint()+path, nil)
+	if err != nil {
+		return answer{}, err
 	}
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("X-Postmark-Server-Token", token)
-	a, err := do(req)
-	if err != nil {
-		return Account{}, err
-	}
-	var said postmarkServer
-	a.decode(&said)
-	switch {
-	case !a.ok():
-		v := s.verdict(a, said.postmarkSaid)
-		v.Scope = message.ScopeUpstream // whatever it is: no mail was concerned
-		return Account{}, &Paused{Verdict: v, RetryAfter: v.RetryAfter}
-	case a.isPage() || said.Name == "" && said.DeliveryType == "":
-		return Account{}, &Paused{Verdict: upstreamDown(message.Temporary, "check call: the answer tells of no server")}
-	}
-	return s.account(said), nil
+	return do(req)
 }
 
-func (s *postmark) account(said postmarkServer) (acc Account) {
-	acc.Facts = append(acc.Facts, "server "+said.Name)
-	s.sandbox.Store(said.DeliveryType == "Sandbox")
+// paused makes of an answer what it means for the account: no mail was concerned.
+func (s *postmark) paused(a answer, said postmarkSaid) *Paused {
+	v := s.verdict(a, said)
+	v.Scope = message.ScopeUpstream
+	return &Paused{Verdict: v, RetryAfter: v.RetryAfter}
+}
+
+func (s *postmark) account(server postmarkServer, stream postmarkStream) (acc Account) {
+	acc.Facts = append(acc.Facts, "server "+server.Name)
+	if stream.MessageStreamType != "" {
+		acc.Facts = append(acc.Facts, "message stream of type "+stream.MessageStreamType)
+	}
+	s.sandbox.Store(server.DeliveryType == "Sandbox")
 	if s.sandbox.Load() {
 		acc.Traps = append(acc.Traps, "a sandbox server: Postmark looks at mail and delivers none of it")
 	}
-	if said.TrackOpens {
+	if server.TrackOpens {
 		acc.Traps = append(acc.Traps, "the server tracks opens, which a message cannot switch off: switch it off in the server's settings")
+	}
+	if stream.ArchivedAt != "" {
+		acc.Traps = append(acc.Traps, "the message stream "+s.cfg.MessageStream+" is archived")
 	}
 	return acc
 }

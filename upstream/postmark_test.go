@@ -27,6 +27,8 @@ func postmarkHost(r upstreamtest.Request) upstreamtest.Reply {
 		return postmarkSays(401, 10, "The Server Token you provided in the X-Postmark-Server-Token request header was invalid.")
 	case r.Method == "GET" && r.Path == "/server":
 		return upstreamtest.Reply{Body: `{"ID":1,"Name":"auth","DeliveryType":"Live","TrackOpens":false,"TrackLinks":"None"}`}
+	case r.Method == "GET" && r.Path == "/message-streams/outbound":
+		return upstreamtest.Reply{Body: `{"ID":"outbound","ServerID":1,"Name":"auth","MessageStreamType":"Transactional","ArchivedAt":null}`}
 	case r.Method != "POST" || r.Path != "/email":
 		return upstreamtest.Reply{Status: 404}
 	}
@@ -322,18 +324,27 @@ func TestTheTestTokenOfPostmarkCaptures(t *testing.T) {
 
 func TestCheckOfPostmark(t *testing.T) {
 	m := mappedTypes[1]
-	server := func(delivery string, opens bool) upstreamtest.Reply {
-		return upstreamtest.Reply{Body: fmt.Sprintf(`{"Name":"auth","DeliveryType":%q,"TrackOpens":%v}`, delivery, opens)}
+	server := func(delivery string, opens bool, archived string) upstreamtest.Reply { // and its stream
+		return upstreamtest.Reply{Body: fmt.Sprintf(`{"Name":"auth","DeliveryType":%q,"TrackOpens":%v,"MessageStreamType":"Transactional","ArchivedAt":%s}`, delivery, opens, archived)}
 	}
-	a, err := checkAccount(t, m, server("Live", false), nil)
-	if err != nil || len(a.Traps) != 0 || len(a.Facts) != 1 || a.Local != pin.String() {
+	a, err := checkAccount(t, m, server("Live", false, "null"), nil)
+	if err != nil || len(a.Traps) != 0 || len(a.Facts) != 2 || a.Local != pin.String() {
 		t.Errorf("%+v, %v", a, err)
 	}
-	for _, s := range []upstreamtest.Reply{server("Sandbox", false), server("Live", true)} {
+	for _, s := range []upstreamtest.Reply{server("Sandbox", false, "null"), server("Live", true, "null"), server("Live", false, `"2026-01-05"`)} {
 		if a, err := checkAccount(t, m, s, nil); err != nil || len(a.Traps) != 1 {
 			t.Errorf("%s: %+v, %v, want a trap", s.Body, a, err)
 		}
 	}
+	missing := m
+	missing.host = func(r upstreamtest.Request) upstreamtest.Reply {
+		if r.Path == "/server" {
+			return server("Live", false, "null")
+		}
+		return postmarkSays(404, 1226, "The message stream for the provided 'ID' was not found.")
+	}
+	_, err = accountOf(t, missing, nil)
+	wantClass(t, err, message.Unauthorised)
 	for name, tt := range map[string]struct {
 		reply upstreamtest.Reply
 		want  message.Class
