@@ -63,7 +63,8 @@ type row struct {
 	barred  *message.Attempt // that would have been made, had not the upstream refused the sending domain before
 	outcome message.Outcome
 	alarm   string
-	trouble string        // what was last said against it, by this try or the one before
+	before  string        // what was last said against it, by the try before
+	trouble string        // the same, by this try or the one before
 	judged  bool          // something was said about the message or the recipient, so the ladder applies
 	choked  bool          // its own hand-over made a working upstream give up
 	lost    bool          // an answer was lost in this try
@@ -76,7 +77,7 @@ func newTry(r *Relay, l *lane, g *Generation, d *message.Delivery) *try {
 	t := &try{r: r, lane: l, plan: g.plans[l.name], msg: d.Message, epoch: d.Epoch, held: d.Held}
 	t.arm = t.plan.arm(d.Message.ID)
 	for _, rec := range d.Message.Recipients {
-		t.rows = append(t.rows, &row{Recipient: rec, way: t.plan.way(t.arm, &rec), trouble: rec.LastReply})
+		t.rows = append(t.rows, &row{Recipient: rec, way: t.plan.way(t.arm, &rec), before: rec.LastReply, trouble: rec.LastReply})
 	}
 	return t
 }

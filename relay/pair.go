@@ -162,10 +162,15 @@ func (p *pair) pause(r *Relay, v message.Verdict, retryAfter time.Duration, bega
 func (p *pair) interval() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case p.verdict.Class == message.Unauthorised:
+	if p.verdict.Class == message.Unauthorised {
 		return probeUnauthorised
-	case p.lane.kind == message.Auth:
+	}
+	return p.shortly()
+}
+
+// shortly is interval where no operator is needed.
+func (p *pair) shortly() time.Duration {
+	if p.lane.kind == message.Auth {
 		return probeAuth
 	}
 	return probeOthers

@@ -65,9 +65,13 @@ func (t *try) credit(w *row, h *hop) {
 
 // stepBack puts w, whose own hand-over had upstream-scope verdict v, behind the others. It may be what the upstream
 // chokes on, and going first again after each resume it would keep everybody's mail from leaving until it expires.
-// Where others have got through since the pair last resumed the suspicion grows, and so does the wait.
+// Where others have got through since the pair last resumed the suspicion grows, and so does the wait. Who is the first to
+// learn that the credentials are refused is not kept back for as long as that lasts: they may be mended any moment.
 func (t *try) stepBack(w *row, p *pair, v message.Verdict) {
 	back := p.turn(v)
+	if v.Class == message.Unauthorised && w.before != v.Reply() {
+		back = p.shortly()
+	}
 	if p.works() {
 		if w.Attempts > 0 {
 			back = max(back*time.Duration(w.Attempts), wait(t.plan.stream.Retry, w.Attempts))

@@ -198,3 +198,39 @@ func TestMailInTestModeIsCapturedAndNeverCalledDelivered(t *testing.T) {
 		t.Errorf("trace has %+v, want captured", s.trace(id).Events)
 	}
 }
+
+func TestWhenAServiceFailsTheCodeLeavesByTheNextWithinASecondAndOnce(t *testing.T) {
+	for name, reply := range map[string]upstreamtest.Reply{
+		"the key is revoked":    {Status: 401, Body: "Forbidden"},
+		"it throttles":          {Status: 429, Body: `{"message":"limit exceeded, try again after 60 seconds"}`},
+		"it is in trouble":      {Status: 500},
+		"its gateway is":        {Status: 502, Body: "<html>Bad Gateway</html>", Header: map[string]string{"Content-Type": "text/html"}},
+		"it moved":              {Status: 307, Header: map[string]string{"Location": "https://elsewhere.example.com/"}},
+		"the domain is unknown": {Status: 404, Body: `{"message":"Domain not found: auth.example.com"}`},
+		"it dislikes the mail":  {Status: 400, Body: `{"message":"'message' parameter is not a file"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			service := upstreamtest.NewService(t, upstreamtest.ServiceOptions{}, func(upstreamtest.Request) upstreamtest.Reply { return reply })
+			s := newSite(t)
+			s.write("key", "key-1234\n")
+			s.configure(`route   = ["sink"]`, `route   = ["first", "sink"]`)
+			s.write("gatepost.toml", s.read("gatepost.toml")+"[upstream.first]\ntype = \"mailgun\"\ndomain = \"auth.example.com\"\napi_key_file = \"key\"\nendpoint = \""+
+				service.URL()+"\"\ntls_ca_file = \""+service.CAFile()+"\"\n")
+			s.start()
+			for _, id := range []string{"one", "two", "three"} {
+				began := time.Now()
+				authStream.mustPost(t, s.listen, id, "135790")
+				if took := time.Since(began); took > time.Second {
+					t.Errorf("mail %s took %v", id, took)
+				}
+			}
+			s.auth.wait(3, 5*time.Second)
+			for id, copies := range s.auth.copies() {
+				if len(copies) != 1 {
+					t.Errorf("%s arrived %d times", id, len(copies))
+				}
+			}
+		})
+	}
+}
