@@ -63,6 +63,7 @@ func (a *app) sendThrough(ctx context.Context, t admin.TestMail, name string, wa
 func throughOnly(cfg *config.Config, s *config.Stream, upstream, dir string) *config.Config {
 	stream, only := *s, *cfg
 	stream.Route, stream.DSNUpstream = []string{upstream}, ""
+	stream.Weights, stream.HedgeAfter = nil, 0
 	stream.Verdict, stream.WhenDown, stream.Match = "queued", "queue", nil
 	only.StateDir, only.Listen = dir, nil
 	only.Stream = maps.Clone(cfg.Stream)
