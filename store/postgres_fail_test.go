@@ -471,3 +471,60 @@ func TestWhatNobodyWasToldOfIsFoundByLooking(t *testing.T) {
 	}
 	eventually(t, "the other node sees the hold", func() bool { return b.StreamHeld("auth") })
 }
+
+func TestATakeoverWaitsForTheEndOfACommit(t *testing.T) {
+	t.Parallel()
+	f := newTestFleet(t, pgtest.Shared(t))
+	gate, inside := make(chan struct{}), make(chan struct{}, 1)
+	var hold atomic.Bool
+	a := must(f.open(t, "a", nil, func(s *Store) {
+		s.writer.commit = func(db database) error {
+			if hold.CompareAndSwap(true, false) {
+				inside <- struct{}{}
+				<-gate
+			}
+			return commitTx(db)
+		}
+	}))
+	b := f.node(t, "b")
+	settling, other := newMessage(a, message.Auth, 0), newMessage(a, message.Auth, 0)
+	mustPut(t, a, true, settling, other)
+	epoch, valid := a.Lease()
+	hold.Store(true)
+	settled := make(chan []message.RecipientID)
+	go func() { settled <- must(a.Settle(context.Background(), delivered(settling, epoch))) }()
+	<-inside
+	abandon(a)
+	eventually(t, "the lease is over", func() bool { return !valid(0) })
+	time.Sleep(3 * testRenew) // b has looked by now
+	if rows := must(b.Show(t.Context(), other.ID)); len(rows) != 1 || rows[0].State != "in-flight" {
+		t.Errorf("%+v, want it left until the commit has ended", rows)
+	}
+	close(gate)
+	if lost := <-settled; len(lost) > 0 {
+		t.Error("what was settled before the takeover was lost")
+	}
+	eventually(t, "the rest is taken over", func() bool { ds := claimAll(t, b, "auth"); return len(ds) == 1 && ds[0].Message.ID == other.ID })
+	if got, want := kindsOf(t, b, settling.ID), []event.Kind{event.Delivered}; !slices.Equal(got, want) {
+		t.Errorf("events %v, want %v", got, want)
+	}
+}
+
+func TestTheClockFollowsAServerThatTookTheDatabasesPlace(t *testing.T) {
+	t.Parallel()
+	c := fleetClock{wall: time.Now}
+	start := time.Now()
+	c.set(start.Add(time.Hour).UnixMilli(), bootTime())
+	if d := c.now().Sub(start.Add(time.Hour)); d.Abs() > time.Minute || c.skew() < 50*time.Minute {
+		t.Errorf("off by %v, skew %v", d, c.skew())
+	}
+	last := c.now()
+	c.set(start.Add(time.Hour).Add(-time.Second).UnixMilli(), bootTime())
+	if now := c.now(); now.Before(last) {
+		t.Errorf("it went back from %v to %v", last, now)
+	}
+	c.set(start.UnixMilli(), bootTime())
+	if d := c.now().Sub(start); d.Abs() > time.Minute || c.skew() != 0 {
+		t.Errorf("off by %v, skew %v", d, c.skew())
+	}
+}
