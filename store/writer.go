@@ -253,6 +253,7 @@ func (w *writer) fail(jobs []job, cause error) {
 	w.queue.stop(nil)
 	w.s.parts.search() // what failed may have ended a large message after all
 	w.s.removeParts()
+	w.s.returnStrays()
 	w.s.log.LogAttrs(context.Background(), slog.LevelWarn, "the database is open again", slog.String("dir", w.dir))
 }
 
