@@ -284,6 +284,9 @@ func (w *writer) reopen() error {
 		if err := t.db.load(t); err != nil {
 			return err
 		}
+		if err := w.s.loadHolds(t); err != nil {
+			return err
+		}
 		for _, u := range w.doubt {
 			if err := u.undo(t); err != nil {
 				return err
