@@ -9,13 +9,18 @@ import (
 	"time"
 
 	"gatepost/message"
+	"gatepost/store/storetest/pgtest"
 )
 
 // BenchmarkPutSettle has 100 producers each store a sign-in code born owned and settle it. It tells messages a second
 // and the 99th percentile of what one waits for its Put.
 func BenchmarkPutSettle(b *testing.B) {
+	b.Run("SQLite", func(b *testing.B) { benchmarkPutSettle(b, openTest(b, Options{Dir: b.TempDir()}, nil)) })
+	b.Run("PostgreSQL", func(b *testing.B) { benchmarkPutSettle(b, newTestFleet(b, pgtest.Shared(b)).node(b, "a")) })
+}
+
+func benchmarkPutSettle(b *testing.B, s *Store) {
 	const producers = 100
-	s := openTest(b, Options{Dir: b.TempDir()}, nil)
 	waits := make([][]time.Duration, producers)
 	var wg sync.WaitGroup
 	b.ResetTimer()
@@ -29,7 +34,7 @@ func BenchmarkPutSettle(b *testing.B) {
 					return
 				}
 				waits[p] = append(waits[p], time.Since(start))
-				if lost, err := s.Settle(b.Context(), delivered(m, s.epoch)); err != nil || len(lost) > 0 {
+				if lost, err := s.Settle(b.Context(), delivered(m, s.epoch.Load())); err != nil || len(lost) > 0 {
 					b.Errorf("lost %v, err %v", lost, err)
 					return
 				}
@@ -81,7 +86,7 @@ func BenchmarkPutBesideBigMail(b *testing.B) {
 					return
 				}
 				waits[p] = append(waits[p], time.Since(start))
-				if _, err := s.Settle(b.Context(), delivered(m, s.epoch)); err != nil {
+				if _, err := s.Settle(b.Context(), delivered(m, s.epoch.Load())); err != nil {
 					b.Error(err)
 					return
 				}

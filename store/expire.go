@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 
 	"gatepost/event"
@@ -57,7 +56,7 @@ type expiry struct {
 // turn ends a page, and the messages on it that are to be told of only as far as they may be read.
 func (e *expiry) turn(t *tx) error {
 	var over []row
-	if err := t.rows(&over, expireSelect, ms(t.now), e.max); err != nil {
+	if err := t.rows(&over, t.db.locking(expireSelect), ms(t.now), e.max); err != nil {
 		return err
 	}
 	e.ended, e.more = 0, len(over) == e.max
@@ -122,7 +121,7 @@ func (e *expiry) ask(t *tx, rows []row) (*message.Message, error) {
 	if !e.wanted(m) {
 		return nil, nil
 	}
-	if err := t.db.query(func(r *sql.Rows) (bool, error) { return false, r.Scan((*[]byte)(&m.Raw)) },
+	if err := t.db.query(func(r scanner) (bool, error) { return false, r.Scan((*[]byte)(&m.Raw)) },
 		bodyHead, notificationOctets, int64(m.ID)); err != nil {
 		return nil, err
 	}

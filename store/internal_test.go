@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"slices"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"gatepost/event"
 	"gatepost/message"
 	"gatepost/reply"
+	"gatepost/store/storetest/pgtest"
 )
 
 // collector is a sink that keeps what it gets.
@@ -118,7 +118,7 @@ func plan(t *testing.T, s *Store, query string) string {
 		args[i] = 1
 	}
 	var lines []string
-	if err := s.writer.read(t.Context(), func(r *sql.Rows) (bool, error) {
+	if err := s.writer.read(t.Context(), func(r scanner) (bool, error) {
 		var a, b, c int
 		var detail string
 		err := r.Scan(&a, &b, &c, &detail)
@@ -141,7 +141,7 @@ func TestQueriesOfTheHotPathUseTheirIndexAndNeverSort(t *testing.T) {
 		"due far":         {dueFar, "SEARCH recipient USING COVERING INDEX recipient_due (lane=? AND need=? AND due_at>?)"},
 		"owned at start":  {ownedSelect, "SCAN r USING INDEX recipient_owned"},
 		"expire":          {expireSelect, "SEARCH m USING INDEX message_expires (expires_at<?)"},
-		"supersede":       {supersedeSelect, "SEARCH m USING INDEX message_supersede (supersede=? AND rowid<?)"},
+		"supersede":       {supersedeSelect, "SEARCH m USING INDEX message_supersede (supersede=?)"},
 		"next expiry":     {nextExpiry, "SCAN m USING COVERING INDEX message_expires"},
 		"last id in use":  {lastID, "SEARCH message\n"},
 		"last number":     {lastSeq, "SEARCH event USING PRIMARY KEY (node=?)"},
@@ -160,7 +160,7 @@ func TestOneBadMessageTakesNobodyAlong(t *testing.T) {
 	gate := make(chan struct{})
 	var commits atomic.Int32
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error {
+		s.writer.commit = func(db database) error {
 			if commits.Add(1) == 1 {
 				<-gate // the others form a batch meanwhile
 			}
@@ -201,7 +201,7 @@ func TestAFailedCommitIsTakenBack(t *testing.T) {
 			var fail atomic.Bool
 			sink := &collector{}
 			s := openTest(t, Options{Dir: t.TempDir(), Sink: sink}, func(s *Store) {
-				s.writer.commit = func(db *database) error {
+				s.writer.commit = func(db database) error {
 					if !fail.Load() {
 						return commitTx(db)
 					}
@@ -263,6 +263,37 @@ func TestAFailedCommitIsTakenBack(t *testing.T) {
 	}
 }
 
+func TestAHoldWhoseCommitFailedIsKnownOnceTheDatabaseIsOpenAgain(t *testing.T) {
+	t.Parallel()
+	for engine, open := range map[string]func(t *testing.T, prepare func(*Store)) *Store{
+		"SQLite": func(t *testing.T, prepare func(*Store)) *Store {
+			return openTest(t, Options{Dir: t.TempDir()}, prepare)
+		},
+		"PostgreSQL": func(t *testing.T, prepare func(*Store)) *Store {
+			return must(newTestFleet(t, pgtest.Shared(t)).open(t, "a", nil, prepare))
+		},
+	} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			var fail atomic.Bool
+			s := open(t, func(s *Store) {
+				s.writer.commit = func(db database) error {
+					err := commitTx(db)
+					if fail.CompareAndSwap(true, false) {
+						return errors.New("fsync: input/output error")
+					}
+					return err
+				}
+			})
+			fail.Store(true)
+			if err := s.HoldStream(t.Context(), "auth", true); err == nil {
+				t.Error("a hold whose commit failed succeeded")
+			}
+			eventually(t, "the hold is known", func() bool { return s.StreamHeld("auth") })
+		})
+	}
+}
+
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
@@ -288,7 +319,7 @@ func TestFreePagesAreGivenBack(t *testing.T) {
 	eventually(t, "7000 pages are free after 30 MB were dropped", func() bool { before = free(); return before >= 7000 })
 	more := true
 	for more {
-		if err := s.writer.do(t.Context(), rest, 1, func(t *tx) (err error) { more, err = t.vacuum(); return err }); err != nil {
+		if err := s.writer.do(t.Context(), rest, 1, func(t *tx) (err error) { more, err = t.db.giveBack(t); return err }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -301,7 +332,7 @@ func TestCloseGivesUpInTime(t *testing.T) {
 	t.Parallel()
 	gate := make(chan struct{})
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error { <-gate; return commitTx(db) }
+		s.writer.commit = func(db database) error { <-gate; return commitTx(db) }
 	})
 	s.Put([]*message.Message{newMessage(s, message.Auth, 0)}, false)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
@@ -333,7 +364,7 @@ func TestMailThatIsLetInKeepsItsRoomUntilItIsOnDisk(t *testing.T) {
 	t.Parallel()
 	gate := make(chan struct{})
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error { <-gate; return commitTx(db) }
+		s.writer.commit = func(db database) error { <-gate; return commitTx(db) }
 	})
 	m := newMessage(s, message.Auth, 0)
 	cost := uint64(len(m.Raw)) * writeCost

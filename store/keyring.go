@@ -31,7 +31,8 @@ var errNoKey = errors.New("the key that sealed it is gone")
 // bodies under it: SQL leaves copies in log frames, free pages and backups. One key is used for ten minutes of mail,
 // so that what is settled soon becomes unreadable soon.
 type keyring struct {
-	path string
+	path   string
+	shared *sharedKeys // nil where this process alone writes the file
 
 	turn   sync.Mutex    // held to choose or change keys; taken before mu
 	pinned map[int64]int // bodies on their way that no row tells of yet; guarded by turn
@@ -94,27 +95,24 @@ func parseSealKey(line string) (sealKey, error) {
 // save writes keys to the file. Nobody else writes it: the state directory is locked.
 func (k *keyring) save(keys map[int64]sealKey) error {
 	var b strings.Builder
-	for _, key := range slices.SortedFunc(maps.Values(keys), func(a, b sealKey) int { return cmp.Compare(a.id, b.id) }) {
-		fmt.Fprintf(&b, "%d %d %s\n", key.id, ms(key.created), base64.StdEncoding.EncodeToString(key.secret))
-	}
+	writeKeys(&b, keys)
 	return writeFile(k.path, []byte(b.String()))
+}
+
+func writeKeys(b *strings.Builder, keys map[int64]sealKey) {
+	for _, key := range slices.SortedFunc(maps.Values(keys), func(a, b sealKey) int { return cmp.Compare(a.id, b.id) }) {
+		fmt.Fprintf(b, "%d %d %s\n", key.id, ms(key.created), base64.StdEncoding.EncodeToString(key.secret))
+	}
 }
 
 // rotate adds a key and makes it the current one once it is durable. Ids follow the clock, so that the number of a
 // destroyed key never comes back to rows in a backup.
 func (k *keyring) rotate(now time.Time) error {
-	id := now.UnixMilli()
-	for old := range k.keys {
-		id = max(id, old+1)
-	}
-	secret := make([]byte, keySize)
-	rand.Read(secret)
-	key, err := newSealKey(id, now, secret)
+	keys := maps.Clone(k.keys)
+	id, err := addKey(keys, now)
 	if err != nil {
 		return err
 	}
-	keys := maps.Clone(k.keys)
-	keys[id] = key
 	if err := k.save(keys); err != nil {
 		return err
 	}
@@ -124,9 +122,24 @@ func (k *keyring) rotate(now time.Time) error {
 	return nil
 }
 
+// addKey adds a new key to keys.
+func addKey(keys map[int64]sealKey, created time.Time) (id int64, err error) {
+	id = created.UnixMilli()
+	for old := range keys {
+		id = max(id, old+1)
+	}
+	secret := make([]byte, keySize)
+	rand.Read(secret)
+	keys[id], err = newSealKey(id, created, secret)
+	return id, err
+}
+
 // choose returns the key for the next body. One that is due for rotation but cannot be replaced just now goes on: it is
 // durable, and a sign-in code should not wait for a better one. The caller holds turn.
 func (k *keyring) choose(now time.Time) (sealKey, error) {
+	if k.shared != nil {
+		return k.chooseShared(now)
+	}
 	key, ok := k.keys[k.current]
 	if !ok || now.Sub(key.created) >= keyLife || now.Before(key.created) {
 		if err := k.rotate(now); err != nil && !ok {
@@ -173,9 +186,10 @@ func (k *keyring) unpin(keyID int64) {
 
 // open decrypts what seal made. It may be called from any goroutine.
 func (k *keyring) open(keyID int64, id message.ID, sealed []byte) ([]byte, error) {
-	k.mu.RLock()
-	key, ok := k.keys[keyID]
-	k.mu.RUnlock()
+	key, ok := k.find(keyID)
+	if !ok && k.shared != nil && k.reread() {
+		key, ok = k.find(keyID)
+	}
 	if !ok {
 		return nil, errNoKey
 	}
@@ -184,6 +198,13 @@ func (k *keyring) open(keyID int64, id message.ID, sealed []byte) ([]byte, error
 		return nil, errNoKey // another key under the same number, or bytes changed on disk: as good as gone
 	}
 	return body, nil
+}
+
+func (k *keyring) find(keyID int64) (sealKey, bool) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	key, ok := k.keys[keyID]
+	return key, ok
 }
 
 // retire destroys the keys that no row needs any more, the current one too once it has had its time. Only the writer

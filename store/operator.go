@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,7 +14,8 @@ import (
 const (
 	defaultRows = 100
 	maxIDs      = 1000 // in one filter
-	changePage  = 200  // rows changed at once; between two pages other mail is committed
+	noLimit     = 1 << 40
+	changePage  = 200 // rows changed at once; between two pages other mail is committed
 )
 
 // List returns the rows that f chooses, in order of id. A message is never cut in two, so that paging by id misses
@@ -30,7 +30,7 @@ func (s *Store) List(ctx context.Context, f message.QueueFilter) ([]message.Queu
 		last := found[limit-1].id()
 		f.IDs = []message.ID{last.Message}
 		var tail []row
-		tail, err = s.find(ctx, f, last, -1)
+		tail, err = s.find(ctx, f, last, noLimit)
 		found = append(found, tail...)
 	}
 	if err != nil {
@@ -41,7 +41,7 @@ func (s *Store) List(ctx context.Context, f message.QueueFilter) ([]message.Queu
 
 // Show returns all queued recipients of a message.
 func (s *Store) Show(ctx context.Context, id message.ID) ([]message.QueueRow, error) {
-	found, err := s.find(ctx, message.QueueFilter{IDs: []message.ID{id}}, message.RecipientID{}, -1)
+	found, err := s.find(ctx, message.QueueFilter{IDs: []message.ID{id}}, message.RecipientID{}, noLimit)
 	if err != nil {
 		return nil, fmt.Errorf("show message %v: %w", id, err)
 	}
@@ -63,7 +63,7 @@ func queueRows(found []row) []message.QueueRow {
 	return list
 }
 
-// find reads up to limit rows that f chooses behind after, all where limit is negative.
+// find reads up to limit rows that f chooses behind after.
 func (s *Store) find(ctx context.Context, f message.QueueFilter, after message.RecipientID, limit int) (found []row, err error) {
 	where, args, err := condition(f)
 	if err != nil {
@@ -76,7 +76,7 @@ func (s *Store) find(ctx context.Context, f message.QueueFilter, after message.R
 	if len(where) > 0 {
 		query += " WHERE " + strings.Join(where, " AND ")
 	}
-	err = s.writer.read(ctx, func(rows *sql.Rows) (bool, error) {
+	err = s.read(ctx, func(rows scanner) (bool, error) {
 		r, err := scanRow(rows)
 		found = append(found, r)
 		return err == nil, err
@@ -156,8 +156,7 @@ func (t *tx) setState(r *row, state message.State) error {
 		r.DueAt = t.now
 		t.lanes[r.Lane] = true
 	}
-	_, err := t.exec("UPDATE recipient SET state = ?, due_at = ? WHERE message = ? AND n = ?", int(state), ms(r.DueAt), int64(r.message.ID), r.N)
-	return err
+	return t.db.change("UPDATE recipient SET state = ?, due_at = ? WHERE message = ? AND n = ?", int(state), ms(r.DueAt), int64(r.message.ID), r.N)
 }
 
 // byOperator records what an operator did to r, if it was done.
@@ -205,21 +204,20 @@ func wrap(what string, err error) error {
 }
 
 func (t *tx) changeRows(f message.QueueFilter, found []row, do func(*tx, *row) (bool, error)) (changed, inFlight int, err error) {
-	for _, r := range found {
-		var now []row
-		if err := t.rows(&now, rowSelect+" WHERE r.message = ? AND r.n = ?", int64(r.message.ID), r.N); err != nil {
-			return 0, 0, err
-		}
+	now, err := t.db.again(t, found)
+	if err != nil {
+		return 0, 0, err
+	}
+	for i := range now {
+		r := &now[i]
 		switch {
-		case len(now) == 0:
-			continue
-		case now[0].owner != 0:
+		case r.owner != 0:
 			inFlight++
 			continue
-		case f.State != nil && now[0].State != *f.State:
+		case f.State != nil && r.State != *f.State:
 			continue
 		}
-		ok, err := do(t, &now[0])
+		ok, err := do(t, r)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -243,6 +241,7 @@ func (s *Store) HoldStream(ctx context.Context, stream string, hold bool) error 
 			_, err = t.exec("DELETE FROM meta WHERE key = ?", holdKey+stream)
 			t.lanes[stream] = true
 		}
+		t.holds = true
 		t.after = append(t.after, func() { s.setHeld(stream, hold) })
 		return err
 	})
@@ -263,16 +262,20 @@ func (s *Store) setHeld(stream string, hold bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held[stream] = hold
+	s.heldChanges++
 }
+
+// holdSelect finds the streams on hold.
+const holdSelect = "SELECT key FROM meta WHERE substr(key, 1, 5) = 'hold:'"
 
 func (s *Store) loadHolds(t *tx) error {
 	held := map[string]bool{}
-	err := t.db.query(func(r *sql.Rows) (bool, error) {
+	err := t.db.query(func(r scanner) (bool, error) {
 		var key string
 		err := r.Scan(&key)
 		held[strings.TrimPrefix(key, holdKey)] = true
 		return err == nil, err
-	}, "SELECT key FROM meta WHERE key >= 'hold:' AND key < 'hold;'")
+	}, holdSelect)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held = held
@@ -290,7 +293,7 @@ func (s *Store) Lanes(ctx context.Context) ([]message.LaneCount, error) {
 		{func(l *message.LaneCount) *int { return &l.InFlight }, "owner <> 0"},
 		{func(l *message.LaneCount) *int { return &l.Held }, "owner = 0 AND state <> 0"},
 	} {
-		err := s.writer.read(ctx, func(rows *sql.Rows) (bool, error) {
+		err := s.read(ctx, func(rows scanner) (bool, error) {
 			var name string
 			var n int
 			var oldest, accepted int64

@@ -13,7 +13,7 @@ func TestPutIsRefusedWhileTooMuchWaits(t *testing.T) {
 	t.Parallel()
 	gate := make(chan struct{})
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error { <-gate; return commitTx(db) }
+		s.writer.commit = func(db database) error { <-gate; return commitTx(db) }
 	})
 	var codes []int
 	raw := make(message.Raw, 8<<20)
@@ -103,4 +103,16 @@ func TestBatchesPutAuthFirstAndStarveNobody(t *testing.T) {
 	if got := names(q.take()); got != "4 rest" {
 		t.Errorf("batch %q, want 4 MB", got)
 	}
+}
+
+// isEmpty reports whether nothing waits.
+func (q *queue) isEmpty() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, jobs := range q.jobs {
+		if len(jobs) > 0 {
+			return false
+		}
+	}
+	return true
 }
