@@ -48,6 +48,7 @@ func TestABadConfigIsToldByLineAndKey(t *testing.T) {
 	maps.Copy(all, badStreams)
 	maps.Copy(all, badRules)
 	maps.Copy(all, badDelivery)
+	maps.Copy(all, badStores)
 	for name, tt := range all {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

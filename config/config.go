@@ -32,11 +32,6 @@ type Config struct {
 	Warnings []*Problem // what works, but somebody should know
 }
 
-// Store is [store].
-type Store struct {
-	Engine string // "sqlite"
-}
-
 // Listen is [listen.NAME]: a door.
 type Listen struct {
 	Name            string
