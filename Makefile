@@ -15,7 +15,8 @@ BENCHTIME ?= 2s
 # What the tests need and meet as real peers: a command, a module of Debian's own Python or Perl, or a jar, and the
 # package that has it.
 PEERS := gcc:build-essential swaks:swaks curl:curl postfix:postfix strace:strace bwrap:bubblewrap haproxy:haproxy \
-         systemd-analyze:systemd systemd-socket-activate:systemd node:nodejs npm:npm javac:default-jdk-headless
+         systemd-analyze:systemd systemd-socket-activate:systemd node:nodejs npm:npm javac:default-jdk-headless \
+         initdb:postgresql psql:postgresql-client
 MODULES := dkim:python3-dkim nacl:python3-nacl seccomp:python3-seccomp
 PERL := Net::SSLeay:libnet-ssleay-perl
 JARS := jakarta-mail:libjakarta-mail-java
@@ -62,8 +63,8 @@ chaos: peers
 	GATEPOST_CHAOS=1 $(GO) test -count=1 -timeout 30m -v -run 'WhateverFloodsIn' ./test
 
 peers:
-	@missing=""; \
-	for p in $(PEERS); do PATH="$$PATH:/usr/sbin" command -v "$${p%%:*}" >/dev/null || missing="$$missing $${p##*:}"; done; \
+	@missing=""; path="$$PATH:/usr/sbin$$(printf ':%s' /usr/lib/postgresql/*/bin)"; \
+	for p in $(PEERS); do PATH="$$path" command -v "$${p%%:*}" >/dev/null || missing="$$missing $${p##*:}"; done; \
 	for m in $(MODULES); do /usr/bin/python3 -c "import $${m%%:*}" 2>/dev/null || missing="$$missing $${m##*:}"; done; \
 	for m in $(PERL); do perl -M$${m%:*} -e 1 2>/dev/null || missing="$$missing $${m##*:}"; done; \
 	for j in $(JARS); do test -e /usr/share/java/$${j%%:*}.jar || missing="$$missing $${j##*:}"; done; \
