@@ -60,11 +60,20 @@ func newSealKey(id int64, created time.Time, secret []byte) (sealKey, error) {
 // openKeyring reads the file of one key a line (id, time of creation in ms, base64) and adds a new key, which the bodies of
 // this incarnation are sealed with.
 func openKeyring(path string, now time.Time) (*keyring, error) {
-	k := &keyring{path: path, keys: map[int64]sealKey{}, pinned: map[int64]int{}}
+	k := &keyring{path: path, pinned: map[int64]int{}}
 	text, err := readPrivate(path)
 	if err != nil {
 		return nil, fmt.Errorf("read spool key: %w", err)
 	}
+	if k.keys, err = parseKeys(path, text); err != nil {
+		return nil, err
+	}
+	return k, k.rotate(now)
+}
+
+// parseKeys reads what formatKeys writes. path is for its error.
+func parseKeys(path string, text []byte) (map[int64]sealKey, error) {
+	keys := map[int64]sealKey{}
 	n := 0
 	for line := range strings.Lines(string(text)) {
 		n++
@@ -72,9 +81,9 @@ func openKeyring(path string, now time.Time) (*keyring, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s:%d: not a key (id, time, base64): restore the file, or take that line out; auth mail sealed with it will be held", path, n)
 		}
-		k.keys[key.id] = key
+		keys[key.id] = key
 	}
-	return k, k.rotate(now)
+	return keys, nil
 }
 
 func parseSealKey(line string) (sealKey, error) {
@@ -92,35 +101,42 @@ func parseSealKey(line string) (sealKey, error) {
 }
 
 // save writes keys to the file. Nobody else writes it: the state directory is locked.
-func (k *keyring) save(keys map[int64]sealKey) error {
-	var b strings.Builder
+func (k *keyring) save(keys map[int64]sealKey) error { return writeFile(k.path, formatKeys(keys)) }
+
+func formatKeys(keys map[int64]sealKey) []byte {
+	var b []byte
 	for _, key := range slices.SortedFunc(maps.Values(keys), func(a, b sealKey) int { return cmp.Compare(a.id, b.id) }) {
-		fmt.Fprintf(&b, "%d %d %s\n", key.id, ms(key.created), base64.StdEncoding.EncodeToString(key.secret))
+		b = fmt.Appendf(b, "%d %d %s\n", key.id, ms(key.created), base64.StdEncoding.EncodeToString(key.secret))
 	}
-	return writeFile(k.path, []byte(b.String()))
+	return b
 }
 
-// rotate adds a key and makes it the current one once it is durable. Ids follow the clock, so that the number of a
+// generateSealKey makes a key beside the others that seals from a moment on. Ids follow the clock, so that the number of a
 // destroyed key never comes back to rows in a backup.
-func (k *keyring) rotate(now time.Time) error {
+func generateSealKey(others map[int64]sealKey, now, from time.Time) (sealKey, error) {
 	id := now.UnixMilli()
-	for old := range k.keys {
+	for old := range others {
 		id = max(id, old+1)
 	}
 	secret := make([]byte, keySize)
 	rand.Read(secret)
-	key, err := newSealKey(id, now, secret)
+	return newSealKey(id, from, secret)
+}
+
+// rotate adds a key and makes it the current one once it is durable.
+func (k *keyring) rotate(now time.Time) error {
+	key, err := generateSealKey(k.keys, now, now)
 	if err != nil {
 		return err
 	}
 	keys := maps.Clone(k.keys)
-	keys[id] = key
+	keys[key.id] = key
 	if err := k.save(keys); err != nil {
 		return err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.keys, k.current = keys, id
+	k.keys, k.current = keys, key.id
 	return nil
 }
 
