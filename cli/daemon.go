@@ -20,7 +20,6 @@ import (
 	"gatepost/ingress"
 	"gatepost/message"
 	"gatepost/relay"
-	"gatepost/store"
 )
 
 // How long stopping may take: sessions end first, then the relay (7 s), then the store. 10 s in all.
@@ -35,7 +34,7 @@ const (
 type daemon struct {
 	options
 	started     time.Time
-	store       *store.Store
+	store       spool
 	relay       *relay.Relay
 	budget      *ingress.Budget
 	connections *ingress.Connections
@@ -83,9 +82,7 @@ func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(cfg.Limits.Memory / 2) // big mails leave much to collect, and it should not pile up
 	}
-	d.store, err = store.Open(ctx, store.Options{Dir: cfg.StateDir, Sink: d.sink, Log: d.log.Logger,
-		Addresses: d.historyAddresses, Keep: cfg.History.Keep})
-	if err != nil {
+	if d.store, err = d.openSpool(ctx, cfg); err != nil {
 		return err
 	}
 	if d.relay, err = relay.New(relay.Options{Config: cfg, Spool: d.store, Log: d.log.Logger}); err != nil {

@@ -97,6 +97,13 @@ func Sealing(keys []Key, now time.Time) Key {
 	return seals
 }
 
+// Replaced returns those of keys, sorted as ReadKeys does, in whose place another had begun to seal at that moment. Once no
+// row needs such a key it can be destroyed.
+func Replaced(keys []Key, then time.Time) []Key {
+	begun := slices.DeleteFunc(slices.Clone(keys), func(k Key) bool { return k.From.After(then) })
+	return begun[:max(0, len(begun)-1)]
+}
+
 // readKeyFile reads a file that must be there and hold a key.
 func readKeyFile(path string) (map[int64]sealKey, error) {
 	text, err := readPrivate(path)

@@ -52,6 +52,11 @@ func TestAnAddedKeySealsFromItsMomentOnAndNotBefore(t *testing.T) {
 			t.Errorf("after %v key %d seals, want %d of %v", after, got.ID, want.ID, keys)
 		}
 	}
+	for after, want := range map[time.Duration]int{-1: 0, 0: 0, time.Minute - 1: 0, time.Minute: 1, time.Hour - 1: 1, time.Hour: 2} {
+		if got := Replaced(keys, now.Add(after)); !slices.Equal(got, keys[:want]) {
+			t.Errorf("after %v %v are replaced, want %d of %v", after, got, want, keys)
+		}
+	}
 	if err := RemoveKeys(path, first.ID, third.ID); err != nil {
 		t.Fatal(err)
 	}
