@@ -31,8 +31,3 @@ func (d *daemon) openSpool(ctx context.Context, cfg *config.Config) (spool, erro
 	}
 	return s, nil
 }
-
-// keysNeeded returns the ids of the keys that mail in the database is sealed with.
-func keysNeeded(ctx context.Context, cfg *config.Config) (map[int64]bool, error) {
-	return nil, errors.New("not yet")
-}

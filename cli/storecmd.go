@@ -139,13 +139,18 @@ func removeSpent(ctx context.Context, cfg *config.Config, now time.Time) ([]int6
 	if err != nil {
 		return nil, err
 	}
-	needed, err := keysNeeded(ctx, cfg)
+	dsn, err := cfg.Store.DSN.Read()
 	if err != nil {
-		return nil, fmt.Errorf("find out which keys of %s are needed: %w", filepath.Base(cfg.Store.KeyFile), err)
+		return nil, err
+	}
+	needed, err := store.NeededKeys(ctx, dsn)
+	if err != nil {
+		err = fmt.Errorf("find out which keys of %s are needed: %w", filepath.Base(cfg.Store.KeyFile), err)
+		return nil, &failure{exitFailed, err, store.Hint(err)}
 	}
 	var spent []int64
 	for _, k := range store.Replaced(keys, now.Add(-keyGrace)) {
-		if !needed[k.ID] {
+		if needed[k.ID] == 0 {
 			spent = append(spent, k.ID)
 		}
 	}

@@ -89,6 +89,11 @@ func printable(err error) string {
 		v := p.Verdict
 		text = strings.TrimSpace(strings.TrimSuffix(v.Reply(), message.Mask(v.Text)) + v.Text)
 	}
+	return plain(text)
+}
+
+// plain returns text without what a terminal would obey.
+func plain(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '

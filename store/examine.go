@@ -1,0 +1,339 @@
+package store
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// oldestServer is the oldest major version of PostgreSQL that works.
+const oldestServer = 14
+
+// examineTime is how long an examination may take in all. A database that is slower is no use to sign-in mail.
+const examineTime = 15 * time.Second
+
+// How far the clock of a node may be from the database's. Lifetimes and due times are told by the nodes' clocks.
+const (
+	clockTolerated = 2 * time.Second
+	clockUsable    = time.Minute
+)
+
+// Fault is something that keeps gatepost from using a database, or with Bearable makes it work less well than it could.
+type Fault struct {
+	Text     string // what is wrong; never the password
+	Hint     string // what to do about it
+	Bearable bool
+}
+
+// Examination is what Examine found.
+type Examination struct {
+	About  string // "PostgreSQL 15.14 at db.example.com:5432, database gatepost, as gatepost"; "" where it cannot be reached
+	Faults []Fault
+}
+
+// Examine looks whether a node can use the database and the keys that o names, and changes nothing. It finds what
+// OpenPostgres would refuse, all of it at once, and what only shows later: rights, clocks, keys that others have.
+func Examine(ctx context.Context, o PostgresOptions) Examination {
+	ctx, cancel := context.WithTimeout(ctx, examineTime)
+	defer cancel()
+	e := &examiner{oldest: oldestServer}
+	keys, err := ReadKeys(o.KeyFile)
+	if err != nil {
+		e.fault("copy it from another node; for the first one: gatepost store init-key "+o.KeyFile, "the keys cannot be used: %v", err)
+	}
+	c, err := parseDSN(o.DSN)
+	if err != nil {
+		e.fault(dsnForms, "%v", err)
+		return e.Examination
+	}
+	if e.conn, err = pgx.ConnectConfig(ctx, c); err != nil {
+		e.fault(Hint(err), "%s", oneLine(err))
+		return e.Examination
+	}
+	defer e.conn.Close(context.WithoutCancel(ctx))
+	for _, look := range []func(context.Context) error{e.server, e.settings, e.rights, e.schema, e.clock} {
+		if err := look(ctx); err != nil {
+			e.fault(Hint(err), "it cannot be looked at: %s", oneLine(err))
+			return e.Examination
+		}
+	}
+	if err := e.sealed(ctx, keys); err != nil {
+		e.fault(Hint(err), "what is queued cannot be looked at: %s", oneLine(err))
+	}
+	return e.Examination
+}
+
+const dsnForms = "the first line of dsn_file is postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full, with %40 for an @ in the password, " +
+	"or host=HOST user=USER password='PASSWORD' dbname=DATABASE"
+
+// errDSN says nothing of what it is about: the driver's own error may hold the password.
+var errDSN = errors.New("the DSN in dsn_file cannot be understood")
+
+func parseDSN(dsn string) (*pgx.ConnConfig, error) {
+	c, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, errDSN
+	}
+	return c, nil
+}
+
+// examiner collects faults over one connection.
+type examiner struct {
+	Examination
+	conn   *pgx.Conn
+	oldest int // major version
+}
+
+func (e *examiner) fault(hint, format string, a ...any) {
+	e.Faults = append(e.Faults, Fault{Text: fmt.Sprintf(format, a...), Hint: hint})
+}
+
+func (e *examiner) bearable(hint, format string, a ...any) {
+	e.fault(hint, format, a...)
+	e.Faults[len(e.Faults)-1].Bearable = true
+}
+
+// server tells what answers, and whether it may be written to.
+func (e *examiner) server(ctx context.Context) error {
+	var version, database, user string
+	var number int
+	var standby, readOnly bool
+	err := e.conn.QueryRow(ctx, `SELECT current_setting('server_version'), current_setting('server_version_num')::int, current_database(), current_user,
+		pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool`).Scan(&version, &number, &database, &user, &standby, &readOnly)
+	if err != nil {
+		return err
+	}
+	version, _, _ = strings.Cut(version, " ")
+	c := e.conn.Config()
+	e.About = fmt.Sprintf("PostgreSQL %s at %s, database %s, as %s", version, net.JoinHostPort(c.Host, fmt.Sprint(c.Port)), database, user)
+	if number < e.oldest*10000 {
+		e.fault(fmt.Sprintf("upgrade it, or name another one in dsn_file: %d is the oldest that works", e.oldest), "PostgreSQL %s is too old", version)
+	}
+	switch {
+	case standby:
+		e.fault("name the primary; with several hosts in dsn_file the one that can be written to is found: host=a,b", "the server is a standby, which cannot be written to")
+	case readOnly:
+		e.fault("ALTER ROLE "+quoteIdent(user)+" SET default_transaction_read_only = off", "transactions are read-only for %s here", user)
+	}
+	return nil
+}
+
+// settings looks at what makes a COMMIT durable.
+func (e *examiner) settings(ctx context.Context) error {
+	for _, s := range []struct{ name, bad, hint string }{
+		{"fsync", "off", "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf()"},
+		{"full_page_writes", "off", "ALTER SYSTEM SET full_page_writes = on; SELECT pg_reload_conf()"},
+		{"synchronous_commit", "off", "take it out of postgresql.conf, ALTER ROLE … SET and ALTER DATABASE … SET, wherever it is: on is the default"},
+	} {
+		var is string
+		if err := e.conn.QueryRow(ctx, "SELECT current_setting($1)", s.name).Scan(&is); err != nil {
+			return err
+		}
+		if is == s.bad {
+			e.fault(s.hint, "%s is %s: mail that was answered 250 could be lost", s.name, is)
+		}
+	}
+	return nil
+}
+
+// rights looks whether tables can be made where there are none yet, and used where there are.
+func (e *examiner) rights(ctx context.Context) error {
+	var schema *string
+	var create bool
+	var user string
+	err := e.conn.QueryRow(ctx, "SELECT current_schema(), coalesce(has_schema_privilege(current_schema(), 'CREATE'), false), current_user").Scan(&schema, &create, &user)
+	if err != nil {
+		return err
+	}
+	if schema == nil {
+		e.fault("CREATE SCHEMA gatepost AUTHORIZATION "+quoteIdent(user)+"; ALTER ROLE "+quoteIdent(user)+" SET search_path = gatepost", "no schema of the search_path is there")
+		return nil
+	}
+	rows, err := e.conn.Query(ctx, `SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')
+		AND NOT (has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE'))
+		AND relname = ANY($1) ORDER BY relname`, ourTables)
+	if err != nil {
+		return err
+	}
+	closed, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	switch {
+	case len(closed) > 0:
+		e.fault("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "+quoteIdent(*schema)+" TO "+quoteIdent(user)+"; better, let it own them",
+			"%s may not read and write %s", user, strings.Join(closed, ", "))
+	case !create:
+		e.fault("GRANT CREATE, USAGE ON SCHEMA "+quoteIdent(*schema)+" TO "+quoteIdent(user)+"; or let it own the database: ALTER DATABASE … OWNER TO "+quoteIdent(user),
+			"%s may not make tables in schema %s", user, *schema)
+	}
+	return nil
+}
+
+// schema refuses a database that a newer release has changed in a way that this one cannot live with.
+func (e *examiner) schema(ctx context.Context) error {
+	return nil
+}
+
+// sealed looks whether there is a key for all that is queued.
+func (e *examiner) sealed(ctx context.Context, keys []Key) error {
+	needed, err := neededKeys(ctx, e.conn)
+	if err != nil {
+		return err
+	}
+	if ids := missing(keys, needed); len(ids) > 0 && keys != nil {
+		n := int64(0)
+		for _, id := range ids {
+			n += needed[id]
+		}
+		e.fault("copy the file from a node that has them; that mail is held until then",
+			"%d messages in the queue are sealed with keys that are not in key_file (%s)", n, strings.Trim(fmt.Sprint(ids), "[]"))
+	}
+	return nil
+}
+
+// NeededKeys returns the ids of the keys that mail in the database at dsn is sealed with, and how many messages each.
+func NeededKeys(ctx context.Context, dsn string) (map[int64]int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, examineTime)
+	defer cancel()
+	c, err := parseDSN(dsn)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := pgx.ConnectConfig(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return neededKeys(ctx, conn)
+}
+
+// neededKeys returns nothing where there are no tables yet.
+func neededKeys(ctx context.Context, conn *pgx.Conn) (map[int64]int64, error) {
+	var there bool
+	if err := conn.QueryRow(ctx, "SELECT to_regclass('body') IS NOT NULL").Scan(&there); err != nil || !there {
+		return nil, err
+	}
+	rows, err := conn.Query(ctx, "SELECT key_id, count(*) FROM body WHERE key_id <> 0 GROUP BY key_id")
+	if err != nil {
+		return nil, err
+	}
+	needed := map[int64]int64{}
+	var id, n int64
+	_, err = pgx.ForEachRow(rows, []any{&id, &n}, func() error {
+		needed[id] = n
+		return nil
+	})
+	return needed, err
+}
+
+// ourTables are those that a node reads and writes.
+var ourTables = []string{"meta", "node", "message", "body", "recipient", "event"}
+
+// clock compares the clocks of this host and of the database.
+func (e *examiner) clock(ctx context.Context) error {
+	var theirs time.Time
+	asked := time.Now()
+	if err := e.conn.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&theirs); err != nil {
+		return err
+	}
+	e.apart(theirs.Sub(asked.Add(time.Since(asked) / 2)))
+	return nil
+}
+
+// apart tells how far the clocks are from each other, where that matters.
+func (e *examiner) apart(off time.Duration) {
+	off = off.Abs()
+	const hint = "look at the time service of both hosts: timedatectl"
+	switch {
+	case off > clockUsable:
+		e.fault(hint, "the clocks of this host and of the database are %v apart: mail would expire too early or too late", off.Round(time.Second))
+	case off > clockTolerated:
+		e.bearable(hint, "the clocks of this host and of the database are %v apart", off.Round(100*time.Millisecond))
+	}
+}
+
+// Hint says what to do about an error on the way to a database, or returns "".
+func Hint(err error) string {
+	if errors.Is(err, errDSN) {
+		return dsnForms
+	}
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return hintByState(e)
+	}
+	if errors.Is(err, context.DeadlineExceeded) || os.IsTimeout(err) {
+		return "no answer: see whether a firewall is in between, and whether the host is the right one"
+	}
+	if _, ok := errors.AsType[*net.DNSError](err); ok {
+		return "look at the host in dsn_file, and whether DNS knows it"
+	}
+	if isTLS(err) {
+		return "look at sslmode and sslrootcert in dsn_file; sslmode=verify-full needs the name in the server's certificate"
+	}
+	if _, ok := errors.AsType[*net.OpError](err); ok {
+		return "see that the server runs (pg_lsclusters, systemctl status postgresql), on that port, with listen_addresses open to this host"
+	}
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return "look at host, port and sslmode in dsn_file"
+	}
+	return ""
+}
+
+func isTLS(err error) bool {
+	_, authority := errors.AsType[x509.UnknownAuthorityError](err)
+	_, host := errors.AsType[x509.HostnameError](err)
+	_, invalid := errors.AsType[x509.CertificateInvalidError](err)
+	_, verification := errors.AsType[*tls.CertificateVerificationError](err)
+	return authority || host || invalid || verification
+}
+
+// hintByState says what to do about what the server answered, by its code (PostgreSQL's appendix "Error Codes").
+func hintByState(e *pgconn.PgError) string {
+	switch {
+	case e.Code == "28P01":
+		return "the password or the user in dsn_file is wrong: ALTER ROLE gatepost PASSWORD '…', or CREATE ROLE gatepost LOGIN PASSWORD '…'"
+	case strings.HasPrefix(e.Code, "28"):
+		return "the server lets this user in only from elsewhere or in another way: add a line for this host to pg_hba.conf, and SELECT pg_reload_conf()"
+	case e.Code == "3D000":
+		return "make it: CREATE DATABASE gatepost OWNER gatepost"
+	case e.Code == "42501":
+		return "let the user of dsn_file own the database: ALTER DATABASE gatepost OWNER TO gatepost"
+	case e.Code == "53300":
+		return "raise max_connections of the server, or use fewer: docs/postgres.md says how many a node needs"
+	case e.Code == "57P03":
+		return "the server starts or stops: try again in a moment"
+	case strings.HasPrefix(e.Code, "53"):
+		return "the server has run out of disk, memory or another resource: see its log"
+	case strings.HasPrefix(e.Code, "XX"), strings.HasPrefix(e.Code, "58"):
+		return "the database is damaged or its disk fails: see the server's log"
+	}
+	return ""
+}
+
+// oneLine returns what the driver says without its line breaks.
+func oneLine(err error) string {
+	return strings.Join(strings.Fields(err.Error()), " ")
+}
+
+func quoteIdent(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+// missing returns the ids of needed that are not among keys, sorted.
+func missing(keys []Key, needed map[int64]int64) (ids []int64) {
+	for id := range needed {
+		if !slices.ContainsFunc(keys, func(k Key) bool { return k.ID == id }) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
