@@ -20,6 +20,7 @@ import (
 	"gatepost/ingress"
 	"gatepost/message"
 	"gatepost/relay"
+	"gatepost/store"
 )
 
 // How long stopping may take: sessions end first, then the relay (7 s), then the store. 10 s in all.
@@ -34,7 +35,7 @@ const (
 type daemon struct {
 	options
 	started     time.Time
-	store       spool
+	store       *store.Store
 	relay       *relay.Relay
 	budget      *ingress.Budget
 	connections *ingress.Connections
@@ -82,7 +83,7 @@ func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(cfg.Limits.Memory / 2) // big mails leave much to collect, and it should not pile up
 	}
-	if d.store, err = d.openSpool(ctx, cfg); err != nil {
+	if d.store, err = d.openStore(ctx, cfg); err != nil {
 		return err
 	}
 	if d.relay, err = relay.New(relay.Options{Config: cfg, Spool: d.store, Log: d.log.Logger}); err != nil {
@@ -203,8 +204,27 @@ func (d *daemon) alive(ctx context.Context) error {
 	if err := d.relay.Alive(ctx); err != nil {
 		return err
 	}
-	if _, valid := d.store.Lease(); !valid(0) {
-		return fmt.Errorf("the queue in %s cannot be written", d.cfg().StateDir)
+	return d.writable()
+}
+
+func (d *daemon) writable() error {
+	if _, valid := d.store.Lease(); valid(0) {
+		return nil
 	}
-	return nil
+	if d.shares() {
+		return errors.New("the database is away, or this node has no lease from it: nothing is sent, and mail is refused for now")
+	}
+	return fmt.Errorf("the queue in %s cannot be written", d.cfg().StateDir)
+}
+
+// shares reports whether the queue is in a database that other nodes use too.
+func (d *daemon) shares() bool { return d.cfg().Store.Engine == "postgres" }
+
+// wedged returns nil unless starting anew may help. It cannot bring back a database that is away, and meanwhile nobody
+// would tell clients to try again.
+func (d *daemon) wedged(ctx context.Context) error {
+	if d.shares() {
+		return d.relay.Alive(ctx)
+	}
+	return d.alive(ctx)
 }
