@@ -29,7 +29,7 @@ func BenchmarkPutSettle(b *testing.B) {
 					return
 				}
 				waits[p] = append(waits[p], time.Since(start))
-				if lost, err := s.Settle(b.Context(), delivered(m, s.epoch)); err != nil || len(lost) > 0 {
+				if lost, err := s.Settle(b.Context(), delivered(m, s.epoch.Load())); err != nil || len(lost) > 0 {
 					b.Errorf("lost %v, err %v", lost, err)
 					return
 				}
@@ -81,7 +81,7 @@ func BenchmarkPutBesideBigMail(b *testing.B) {
 					return
 				}
 				waits[p] = append(waits[p], time.Since(start))
-				if _, err := s.Settle(b.Context(), delivered(m, s.epoch)); err != nil {
+				if _, err := s.Settle(b.Context(), delivered(m, s.epoch.Load())); err != nil {
 					b.Error(err)
 					return
 				}

@@ -1,29 +1,14 @@
 package store
 
 import (
-	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"gatepost/message"
-)
-
-// maxScan bounds the rows that one Claim looks at for each need: those past their lifetime are passed over, and a long
-// run of them must not hold up everybody's commit. Expire takes them away meanwhile.
-const maxScan = 4096
-
-// Rows of a lane that are due, earliest first, straight from index recipient_due.
-const (
-	claimDue = rowSelect + ` WHERE r.owner = 0 AND r.state = 0 AND r.lane = ? AND r.need = ? AND r.due_at <= ?
-	ORDER BY r.due_at, r.message, r.n LIMIT ?`
-	claimFar = rowSelect + ` WHERE r.owner = 0 AND r.state = 0 AND r.lane = ? AND r.need = ? AND r.due_at > ?
-	ORDER BY r.due_at, r.message, r.n LIMIT ?`
 )
 
 // Claim stamps up to max due recipients of lane as ours in one commit, those due first, only those whose need is in can.
@@ -48,7 +33,7 @@ func (s *Store) Claim(ctx context.Context, lane string, can []string, max int, m
 	if j.err != nil {
 		return nil, j.err
 	}
-	ds, err := s.deliveries(j.claimed)
+	ds, err := s.deliveries(j.claimed, j.epoch)
 	if err != nil {
 		s.giveBack(j.claimed)
 		return nil, fmt.Errorf("read claimed mail: %w", err)
@@ -69,6 +54,7 @@ type claimJob struct {
 	max      int
 	maxBytes int64
 
+	epoch   int64 // under which
 	claimed []row
 	err     error
 	done    chan struct{}
@@ -81,54 +67,13 @@ func (j *claimJob) apply(t *tx) (err error) {
 	if j.state.Load() == claimAbandoned {
 		return nil
 	}
-	if j.claimed, err = j.due(t); err != nil {
+	j.epoch = t.epoch
+	found, err := t.db.due(t, j)
+	if err != nil {
 		return err
 	}
-	for _, r := range j.claimed {
-		if _, err := t.exec("UPDATE recipient SET owner = ?, epoch = ? WHERE message = ? AND n = ?", nodeID, j.s.epoch, int64(r.message.ID), r.N); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// due chooses the rows.
-func (j *claimJob) due(t *tx) ([]row, error) {
-	near, err := j.find(t, claimDue, t.now)
-	if err != nil {
-		return nil, err
-	}
-	if len(near) < j.max {
-		far, err := j.find(t, claimFar, t.now.Add(longestStep))
-		if err != nil {
-			return nil, err
-		}
-		near = append(near, far...)
-	}
-	return j.cut(near), nil
-}
-
-// find returns up to max living rows of each need, merged in order.
-func (j *claimJob) find(t *tx, query string, limit time.Time) ([]row, error) {
-	var found []row
-	for _, need := range j.can {
-		n := 0
-		err := t.db.query(func(rows *sql.Rows) (bool, error) {
-			r, err := scanRow(rows)
-			if err == nil && r.message.ExpiresAt.After(t.now) {
-				found = append(found, r)
-				n++
-			}
-			return n < j.max, err
-		}, query, j.lane, need, ms(limit), maxScan)
-		if err != nil {
-			return nil, err
-		}
-	}
-	slices.SortFunc(found, func(a, b row) int {
-		return cmp.Or(a.DueAt.Compare(b.DueAt), cmp.Compare(a.message.ID, b.message.ID), cmp.Compare(a.N, b.N))
-	})
-	return found, nil
+	j.claimed = j.cut(found)
+	return t.db.stamp(t, j)
 }
 
 // cut keeps as many rows as may be claimed.
@@ -157,7 +102,7 @@ func (j *claimJob) finish(err error) {
 }
 
 // undo frees what a claim took whose commit failed: its caller knows nothing of it.
-func (j *claimJob) undo(t *tx) error { return t.release(idsOf(j.claimed)) }
+func (j *claimJob) undo(t *tx) error { return t.db.release(t, idsOf(j.claimed)) }
 
 // giveBack frees claimed rows that nobody works on, without waiting.
 func (s *Store) giveBack(rows []row) {
@@ -165,7 +110,7 @@ func (s *Store) giveBack(rows []row) {
 		return
 	}
 	ids := idsOf(rows)
-	j := &task{len(ids), func(t *tx) error { return t.release(ids) }, make(chan error, 1)}
+	j := &task{len(ids), func(t *tx) error { return t.db.release(t, ids) }, make(chan error, 1)}
 	if err := s.writer.queue.add(settlement, j); err != nil {
 		s.log.LogAttrs(context.Background(), slog.LevelWarn, "claimed mail could not be given back, it is sent after the next start", slog.Any("err", err))
 	}
@@ -181,20 +126,22 @@ func idsOf(rows []row) []message.RecipientID {
 
 // deliveries groups claimed rows by message and reads the bodies. It needs no transaction with the claim: rows that are
 // ours are changed by nobody else, and so the writer is free for the next commit meanwhile.
-func (s *Store) deliveries(rows []row) ([]*message.Delivery, error) {
+func (s *Store) deliveries(rows []row, epoch int64) ([]*message.Delivery, error) {
 	var ds []*message.Delivery
 	byID := map[message.ID]*message.Delivery{}
 	for _, r := range rows {
 		d := byID[r.message.ID]
 		if d == nil {
-			d = &message.Delivery{Message: r.message, Epoch: s.epoch}
-			if err := s.readBody(d); err != nil {
-				return nil, fmt.Errorf("message %v: %w", r.message.ID, err)
-			}
+			d = &message.Delivery{Message: r.message, Epoch: epoch}
 			byID[r.message.ID] = d
 			ds = append(ds, d)
 		}
 		d.Message.Recipients = append(d.Message.Recipients, r.Recipient)
+	}
+	for _, d := range ds {
+		if err := s.readBody(d); err != nil {
+			return nil, fmt.Errorf("message %v: %w", d.Message.ID, err)
+		}
 	}
 	return ds, nil
 }
@@ -206,7 +153,7 @@ func (s *Store) readBody(d *message.Delivery) error {
 	var octets int
 	var data []byte
 	found := false
-	err := s.writer.read(context.Background(), func(r *sql.Rows) (bool, error) {
+	err := s.read(context.Background(), func(r scanner) (bool, error) {
 		found = true
 		return false, r.Scan(&m.BodyHash, &keyID, &octets, &data)
 	}, "SELECT m.body_hash, b.key_id, b.octets, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ?", int64(m.ID))
@@ -230,7 +177,8 @@ func (s *Store) readBody(d *message.Delivery) error {
 
 // What a lane asks between claims: a step or two in an index, however much is queued.
 const (
-	needAbove  = "SELECT need FROM recipient WHERE owner = 0 AND state = 0 AND lane = ? AND need >= ? ORDER BY need LIMIT 1"
+	needFirst  = "SELECT need FROM recipient WHERE owner = 0 AND state = 0 AND lane = ? AND need >= ? ORDER BY need LIMIT 1"
+	needAbove  = "SELECT need FROM recipient WHERE owner = 0 AND state = 0 AND lane = ? AND need > ? ORDER BY need LIMIT 1"
 	dueNear    = "SELECT due_at FROM recipient WHERE owner = 0 AND state = 0 AND lane = ? AND need = ? AND due_at <= ? ORDER BY due_at LIMIT 1"
 	dueFar     = "SELECT due_at FROM recipient WHERE owner = 0 AND state = 0 AND lane = ? AND need = ? AND due_at > ? ORDER BY due_at LIMIT 1"
 	nextExpiry = `SELECT m.expires_at FROM message m
@@ -240,12 +188,13 @@ const (
 // Needs returns the distinct values of need among lane's unowned queued recipients, in order.
 func (s *Store) Needs(ctx context.Context, lane string) ([]string, error) {
 	var needs []string
-	for from := ""; ; {
+	query := needFirst
+	for from := ""; ; query = needAbove {
 		found := false
-		err := s.writer.read(ctx, func(r *sql.Rows) (bool, error) {
+		err := s.read(ctx, func(r scanner) (bool, error) {
 			found = true
 			return false, r.Scan(&from)
-		}, needAbove, lane, from)
+		}, query, lane, from)
 		if err != nil {
 			return nil, fmt.Errorf("read needs of %s: %w", lane, err)
 		}
@@ -253,7 +202,6 @@ func (s *Store) Needs(ctx context.Context, lane string) ([]string, error) {
 			return needs, nil
 		}
 		needs = append(needs, from)
-		from += "\x00" // the least text above it
 	}
 }
 
@@ -289,7 +237,7 @@ func (s *Store) NextExpiry(ctx context.Context) (time.Time, bool, error) {
 
 // readTime returns the one time that query finds.
 func (s *Store) readTime(ctx context.Context, query string, args ...any) (t time.Time, ok bool, err error) {
-	err = s.writer.read(ctx, func(r *sql.Rows) (bool, error) {
+	err = s.read(ctx, func(r scanner) (bool, error) {
 		var v int64
 		err := r.Scan(&v)
 		t, ok = at(v), true

@@ -51,7 +51,7 @@ func recipientEvent(kind event.Kind, m *message.Message, r *message.Recipient, n
 // drawn again.
 func (t *tx) append(e event.Event) error {
 	t.seq++
-	e.Node, e.Seq = nodeID, t.seq
+	e.Node, e.Seq = t.s.node, t.seq
 	if e.At.IsZero() {
 		e.At = t.now
 	}
@@ -59,14 +59,15 @@ func (t *tx) append(e event.Event) error {
 	if err != nil {
 		return err
 	}
-	var address any
+	var address *string
 	if e.Address != "" && t.s.addresses(e.Stream, e.MailKind) == "clear" {
-		address = e.Address
+		address = &e.Address
 	}
-	_, err = t.exec("INSERT INTO event(node, seq, at, message, n, kind, stream, upstream, address, address_key, data) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		e.Node, e.Seq, ms(e.At), int64(e.Message), e.N, int(e.Kind), e.Stream, e.Upstream, address, t.s.history.of(e.Address), string(data))
+	if err := t.db.putEvent(t, &e, address, t.s.history.of(e.Address), string(data)); err != nil {
+		return err
+	}
 	t.events = append(t.events, e)
-	return err
+	return nil
 }
 
 // Record appends events that belong to no settlement, in the next flush, without waiting. When far too many wait, they
@@ -128,7 +129,7 @@ func (s *Store) Events(ctx context.Context, q EventQuery) ([]event.Event, error)
 		limit = defaultEvents
 	}
 	var events []event.Event
-	err := s.writer.read(ctx, func(rows *sql.Rows) (bool, error) {
+	err := s.read(ctx, func(rows scanner) (bool, error) {
 		e, err := scanEvent(rows)
 		events = append(events, e)
 		return err == nil, err
@@ -141,7 +142,7 @@ func (s *Store) Events(ctx context.Context, q EventQuery) ([]event.Event, error)
 
 const eventSelect = "SELECT node, seq, at, message, n, kind, stream, upstream, address, data FROM event"
 
-func scanEvent(rows *sql.Rows) (e event.Event, err error) {
+func scanEvent(rows scanner) (e event.Event, err error) {
 	var when int64
 	var address sql.NullString
 	var data []byte
@@ -155,12 +156,12 @@ func scanEvent(rows *sql.Rows) (e event.Event, err error) {
 // eventsAfter reads events that became durable in a commit that failed. Which kind of mail they were about is not
 // stored; they pass for auth, which masks most.
 func (t *tx) eventsAfter(seq int64) (events []event.Event, err error) {
-	err = t.db.query(func(rows *sql.Rows) (bool, error) {
+	err = t.db.query(func(rows scanner) (bool, error) {
 		e, err := scanEvent(rows)
 		e.MailKind = message.Auth
 		events = append(events, e)
 		return err == nil, err
-	}, eventSelect+" WHERE node = 1 AND seq > ? ORDER BY seq", seq)
+	}, eventSelect+" WHERE node = ? AND seq > ? ORDER BY seq", t.s.node, seq)
 	return events, err
 }
 

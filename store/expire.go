@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 
 	"gatepost/event"
@@ -122,7 +121,7 @@ func (e *expiry) ask(t *tx, rows []row) (*message.Message, error) {
 	if !e.wanted(m) {
 		return nil, nil
 	}
-	if err := t.db.query(func(r *sql.Rows) (bool, error) { return false, r.Scan((*[]byte)(&m.Raw)) },
+	if err := t.db.query(func(r scanner) (bool, error) { return false, r.Scan((*[]byte)(&m.Raw)) },
 		bodyHead, notificationOctets, int64(m.ID)); err != nil {
 		return nil, err
 	}

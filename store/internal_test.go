@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"slices"
 	"strings"
@@ -118,7 +117,7 @@ func plan(t *testing.T, s *Store, query string) string {
 		args[i] = 1
 	}
 	var lines []string
-	if err := s.writer.read(t.Context(), func(r *sql.Rows) (bool, error) {
+	if err := s.writer.read(t.Context(), func(r scanner) (bool, error) {
 		var a, b, c int
 		var detail string
 		err := r.Scan(&a, &b, &c, &detail)
@@ -160,7 +159,7 @@ func TestOneBadMessageTakesNobodyAlong(t *testing.T) {
 	gate := make(chan struct{})
 	var commits atomic.Int32
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error {
+		s.writer.commit = func(db database) error {
 			if commits.Add(1) == 1 {
 				<-gate // the others form a batch meanwhile
 			}
@@ -201,7 +200,7 @@ func TestAFailedCommitIsTakenBack(t *testing.T) {
 			var fail atomic.Bool
 			sink := &collector{}
 			s := openTest(t, Options{Dir: t.TempDir(), Sink: sink}, func(s *Store) {
-				s.writer.commit = func(db *database) error {
+				s.writer.commit = func(db database) error {
 					if !fail.Load() {
 						return commitTx(db)
 					}
@@ -288,7 +287,7 @@ func TestFreePagesAreGivenBack(t *testing.T) {
 	eventually(t, "7000 pages are free after 30 MB were dropped", func() bool { before = free(); return before >= 7000 })
 	more := true
 	for more {
-		if err := s.writer.do(t.Context(), rest, 1, func(t *tx) (err error) { more, err = t.vacuum(); return err }); err != nil {
+		if err := s.writer.do(t.Context(), rest, 1, func(t *tx) (err error) { more, err = t.db.giveBack(t); return err }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -301,7 +300,7 @@ func TestCloseGivesUpInTime(t *testing.T) {
 	t.Parallel()
 	gate := make(chan struct{})
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error { <-gate; return commitTx(db) }
+		s.writer.commit = func(db database) error { <-gate; return commitTx(db) }
 	})
 	s.Put([]*message.Message{newMessage(s, message.Auth, 0)}, false)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
@@ -333,7 +332,7 @@ func TestMailThatIsLetInKeepsItsRoomUntilItIsOnDisk(t *testing.T) {
 	t.Parallel()
 	gate := make(chan struct{})
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error { <-gate; return commitTx(db) }
+		s.writer.commit = func(db database) error { <-gate; return commitTx(db) }
 	})
 	m := newMessage(s, message.Auth, 0)
 	cost := uint64(len(m.Raw)) * writeCost

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"maps"
 	"slices"
@@ -76,7 +75,7 @@ func (s *Store) find(ctx context.Context, f message.QueueFilter, after message.R
 	if len(where) > 0 {
 		query += " WHERE " + strings.Join(where, " AND ")
 	}
-	err = s.writer.read(ctx, func(rows *sql.Rows) (bool, error) {
+	err = s.read(ctx, func(rows scanner) (bool, error) {
 		r, err := scanRow(rows)
 		found = append(found, r)
 		return err == nil, err
@@ -156,8 +155,7 @@ func (t *tx) setState(r *row, state message.State) error {
 		r.DueAt = t.now
 		t.lanes[r.Lane] = true
 	}
-	_, err := t.exec("UPDATE recipient SET state = ?, due_at = ? WHERE message = ? AND n = ?", int(state), ms(r.DueAt), int64(r.message.ID), r.N)
-	return err
+	return t.db.change("UPDATE recipient SET state = ?, due_at = ? WHERE message = ? AND n = ?", int(state), ms(r.DueAt), int64(r.message.ID), r.N)
 }
 
 // byOperator records what an operator did to r, if it was done.
@@ -205,21 +203,20 @@ func wrap(what string, err error) error {
 }
 
 func (t *tx) changeRows(f message.QueueFilter, found []row, do func(*tx, *row) (bool, error)) (changed, inFlight int, err error) {
-	for _, r := range found {
-		var now []row
-		if err := t.rows(&now, rowSelect+" WHERE r.message = ? AND r.n = ?", int64(r.message.ID), r.N); err != nil {
-			return 0, 0, err
-		}
+	now, err := t.db.again(t, found)
+	if err != nil {
+		return 0, 0, err
+	}
+	for i := range now {
+		r := &now[i]
 		switch {
-		case len(now) == 0:
-			continue
-		case now[0].owner != 0:
+		case r.owner != 0:
 			inFlight++
 			continue
-		case f.State != nil && now[0].State != *f.State:
+		case f.State != nil && r.State != *f.State:
 			continue
 		}
-		ok, err := do(t, &now[0])
+		ok, err := do(t, r)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -267,7 +264,7 @@ func (s *Store) setHeld(stream string, hold bool) {
 
 func (s *Store) loadHolds(t *tx) error {
 	held := map[string]bool{}
-	err := t.db.query(func(r *sql.Rows) (bool, error) {
+	err := t.db.query(func(r scanner) (bool, error) {
 		var key string
 		err := r.Scan(&key)
 		held[strings.TrimPrefix(key, holdKey)] = true
@@ -290,7 +287,7 @@ func (s *Store) Lanes(ctx context.Context) ([]message.LaneCount, error) {
 		{func(l *message.LaneCount) *int { return &l.InFlight }, "owner <> 0"},
 		{func(l *message.LaneCount) *int { return &l.Held }, "owner = 0 AND state <> 0"},
 	} {
-		err := s.writer.read(ctx, func(rows *sql.Rows) (bool, error) {
+		err := s.read(ctx, func(rows scanner) (bool, error) {
 			var name string
 			var n int
 			var oldest, accepted int64

@@ -204,12 +204,8 @@ func (s *Store) removeParts() {
 	}
 }
 
-const (
-	removePart = `DELETE FROM body_part WHERE id = ?1 AND n = (SELECT max(n) FROM body_part WHERE id = ?1)
+const removePart = `DELETE FROM body_part WHERE id = ?1 AND n = (SELECT max(n) FROM body_part WHERE id = ?1)
 	AND NOT EXISTS (SELECT 1 FROM body WHERE id = ?1 AND octets > 0)`
-	// nextLarge steps from one large body to the next.
-	nextLarge = `SELECT p.id, EXISTS (SELECT 1 FROM body b WHERE b.id = p.id AND b.octets > 0) FROM body_part p WHERE p.id > ? ORDER BY p.id LIMIT 1`
-)
 
 // removal is a turn of removing: one part, or one page of the search for leftovers.
 type removal struct {
@@ -239,22 +235,9 @@ func (j *removal) apply(t *tx) error {
 }
 
 func (j *removal) search(t *tx, after message.ID) error {
-	j.after = after
-	for range searchPage {
-		var alive bool
-		j.end = true
-		err := t.db.query(func(r *sql.Rows) (bool, error) {
-			j.end = false
-			return false, r.Scan((*int64)(&j.after), &alive)
-		}, nextLarge, int64(j.after))
-		if err != nil || j.end {
-			return err
-		}
-		if !alive {
-			j.found = append(j.found, j.after)
-		}
-	}
-	return nil
+	found, last, end, err := t.db.leftovers(t, after)
+	j.found, j.after, j.end = found, last, end
+	return err
 }
 
 func (j *removal) finish(err error) {
@@ -289,7 +272,7 @@ func (s *Store) readParts(id message.ID, octets int) ([]byte, error) {
 	body := make([]byte, octets)
 	for n, rest := 0, body; len(rest) > 0; n++ {
 		copied := 0
-		err := s.writer.read(context.Background(), func(r *sql.Rows) (bool, error) {
+		err := s.read(context.Background(), func(r scanner) (bool, error) {
 			var data sql.RawBytes
 			err := r.Scan(&data)
 			copied = copy(rest, data)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"os"
 	"path/filepath"
@@ -30,7 +29,7 @@ func newLarge(s *Store, kind message.Kind, size int) *message.Message {
 // countParts returns how many parts are stored, of all bodies.
 func countParts(t testing.TB, s *Store) (n int) {
 	t.Helper()
-	if err := s.writer.read(context.Background(), func(r *sql.Rows) (bool, error) { return false, r.Scan(&n) }, "SELECT count(*) FROM body_part"); err != nil {
+	if err := s.writer.read(context.Background(), func(r scanner) (bool, error) { return false, r.Scan(&n) }, "SELECT count(*) FROM body_part"); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -100,7 +99,7 @@ func TestTheKeyOfALargeBodyStaysWhileItIsWritten(t *testing.T) {
 	var ahead atomic.Int64
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
 		s.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
-		s.writer.commit = func(db *database) error { <-gate; return commitTx(db) }
+		s.writer.commit = func(db database) error { <-gate; return commitTx(db) }
 	})
 	m := newLarge(s, message.Auth, 1<<20)
 	w := s.Put([]*message.Message{m}, false)
@@ -133,7 +132,7 @@ func TestAuthMailIsInTheNextCommitWhileALargeBodyIsWritten(t *testing.T) {
 	t.Parallel()
 	started, gate := make(chan struct{}, 1000), make(chan struct{})
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error {
+		s.writer.commit = func(db database) error {
 			started <- struct{}{}
 			<-gate
 			return commitTx(db)
@@ -171,14 +170,14 @@ func TestALargeBodyIsWrittenAndRemovedInPieces(t *testing.T) {
 	t.Parallel()
 	var commits atomic.Int32
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error { commits.Add(1); return commitTx(db) }
+		s.writer.commit = func(db database) error { commits.Add(1); return commitTx(db) }
 	})
 	m := newLarge(s, message.Marketing, 20*partOctets)
 	mustPut(t, s, true, m)
 	if n := commits.Swap(0); n < 21 {
 		t.Errorf("written in %d commits, want one for each of 20 parts and one for the message", n)
 	}
-	if lost := must(s.Settle(t.Context(), delivered(m, s.epoch))); len(lost) > 0 {
+	if lost := must(s.Settle(t.Context(), delivered(m, s.epoch.Load()))); len(lost) > 0 {
 		t.Errorf("lost %v", lost)
 	}
 	eventually(t, "the parts are gone", func() bool { return countParts(t, s) == 0 })
@@ -246,7 +245,7 @@ func TestAFailedCommitOfAPartOrItsMessageIsTakenBack(t *testing.T) {
 			t.Parallel()
 			var left atomic.Int32
 			s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-				s.writer.commit = func(db *database) error {
+				s.writer.commit = func(db database) error {
 					if left.Add(-1) != 0 {
 						return commitTx(db)
 					}
@@ -282,7 +281,7 @@ func TestADiskThatFillsUpInTheMiddleOfALargeBody(t *testing.T) {
 	ballast := filepath.Join(disk, "ballast")
 	var commits atomic.Int32
 	s := openTest(t, Options{Dir: filepath.Join(disk, "state")}, func(s *Store) {
-		s.writer.commit = func(db *database) error {
+		s.writer.commit = func(db database) error {
 			if commits.Add(1) == 4 {
 				os.WriteFile(ballast, make([]byte, 32<<20), 0o600) // as much of it as there is room for
 			}

@@ -86,7 +86,7 @@ func (j *putJob) size() (messages, octets int) { return len(j.messages), j.inlin
 func (j *putJob) apply(t *tx) error {
 	j.result = message.PutResult{} // of an earlier try, whose transaction was undone
 	if j.own {
-		j.result.Epoch = j.s.epoch
+		j.result.Epoch = t.epoch
 	}
 	for _, m := range j.messages {
 		if err := t.put(m, j.own, j.largeOf(m)); err != nil {
@@ -139,61 +139,42 @@ func (t *tx) put(m *message.Message, own bool, large *largeBody) error {
 	if err != nil {
 		return err
 	}
-	if _, err := t.exec(`INSERT INTO message(id, stream, client, mail_from, header_from, size, flags, body_hash, accepted_at, expires_at, supersede, attrs)
-		VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, int64(m.ID), m.Stream, m.Client, m.MailFrom, m.HeaderFrom, m.Size, flags(m),
-		m.BodyHash, ms(m.AcceptedAt), ms(m.ExpiresAt), m.Supersede, attrs); err != nil {
+	body, err := t.seal(m, large)
+	if err != nil {
 		return err
 	}
-	if err := t.putBody(m, large); err != nil {
+	if err := t.db.put(t, m, attrs, body, own); err != nil || own {
 		return err
 	}
 	for i := range m.Recipients {
-		if err := t.putRecipient(m, &m.Recipients[i], own); err != nil {
+		t.lanes[m.Recipients[i].Lane] = true
+		if err := t.append(recipientEvent(event.Accepted, m, &m.Recipients[i], t.now)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (t *tx) putBody(m *message.Message, large *largeBody) (err error) {
-	if large != nil {
-		_, err = t.exec("INSERT INTO body(id, format, key_id, data, octets) VALUES(?, ?, ?, x'', ?)", int64(m.ID), bodyRaw, large.keyID, len(large.data))
-		return err
+// seal returns the body of m as it is written.
+func (t *tx) seal(m *message.Message, large *largeBody) (b storedBody, err error) {
+	switch {
+	case large != nil:
+		b = storedBody{keyID: large.keyID, octets: len(large.data), data: []byte{}}
+	case m.Kind == message.Auth:
+		b.keyID, b.data, err = t.s.keys.seal(t.now, m.ID, m.Raw)
+	default:
+		b.data = m.Raw
 	}
-	keyID, data := int64(0), []byte(m.Raw)
-	if m.Kind == message.Auth {
-		if keyID, data, err = t.s.keys.seal(t.now, m.ID, data); err != nil {
-			return err
-		}
-	}
-	_, err = t.exec("INSERT INTO body(id, format, key_id, data) VALUES(?, ?, ?, ?)", int64(m.ID), bodyRaw, keyID, data)
-	return err
-}
-
-func (t *tx) putRecipient(m *message.Message, r *message.Recipient, own bool) error {
-	owner, epoch := 0, int64(0)
-	if own {
-		owner, epoch = nodeID, t.s.epoch
-	}
-	if _, err := t.exec(`INSERT INTO recipient(message, n, address, lane, need, state, due_at, attempts, maybe_sent, copies, owner, epoch, refused, last_upstream, last_reply)
-		VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, int64(m.ID), r.N, r.Address, r.Lane, r.Need, int(r.State), ms(r.DueAt), r.Attempts,
-		r.MaybeSent, r.Copies, owner, epoch, joinNames(r.Refused), r.LastUpstream, message.Mask(r.LastReply)); err != nil {
-		return err
-	}
-	if own {
-		return nil
-	}
-	t.lanes[r.Lane] = true
-	return t.append(recipientEvent(event.Accepted, m, r, t.now))
+	return b, err
 }
 
 // undo takes back a Put whose client was told to try again. What was said to be accepted is said to be dropped, so that
 // history holds no message without an end.
 func (j *putJob) undo(t *tx) error {
 	for _, m := range j.messages {
-		n, err := t.exec("DELETE FROM recipient WHERE message = ?", int64(m.ID))
+		n, err := t.db.takeBack(t, m.ID)
 		if err == nil {
-			err = t.endMessage(m.ID)
+			err = t.db.endMessage(t, m.ID)
 		}
 		if err != nil {
 			return fmt.Errorf("take back message %v: %w", m.ID, err)

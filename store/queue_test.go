@@ -13,7 +13,7 @@ func TestPutIsRefusedWhileTooMuchWaits(t *testing.T) {
 	t.Parallel()
 	gate := make(chan struct{})
 	s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error { <-gate; return commitTx(db) }
+		s.writer.commit = func(db database) error { <-gate; return commitTx(db) }
 	})
 	var codes []int
 	raw := make(message.Raw, 8<<20)

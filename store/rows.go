@@ -1,7 +1,6 @@
 package store
 
 import (
-	"database/sql"
 	"encoding/json"
 	"strings"
 	"time"
@@ -32,7 +31,7 @@ type row struct {
 	owner   int64
 }
 
-func scanRow(rows *sql.Rows) (row, error) {
+func scanRow(rows scanner) (row, error) {
 	r := row{message: &message.Message{}}
 	m := r.message
 	var dueAt, acceptedAt, expiresAt, flags int64
@@ -54,7 +53,7 @@ func scanRow(rows *sql.Rows) (row, error) {
 
 // rows appends what a query made of rowSelect finds.
 func (t *tx) rows(to *[]row, query string, args ...any) error {
-	return t.db.query(func(rows *sql.Rows) (bool, error) {
+	return t.db.query(func(rows scanner) (bool, error) {
 		r, err := scanRow(rows)
 		*to = append(*to, r)
 		return err == nil, err
@@ -69,27 +68,20 @@ func (r *row) event(kind event.Kind, now time.Time) event.Event {
 	return recipientEvent(kind, r.message, &r.Recipient, now)
 }
 
-// end removes a row that is over, and its message with the body when it was the last one.
-func (t *tx) end(id message.RecipientID) error {
-	if _, err := t.exec("DELETE FROM recipient WHERE message = ? AND n = ?", int64(id.Message), id.N); err != nil {
-		return err
-	}
-	return t.endMessage(id.Message)
+// recovered marks r as freed from an owner that is gone, who may have sent it, and records that.
+func (t *tx) recovered(r *row) error {
+	r.MaybeSent, r.Copies, r.DueAt = true, r.Copies+1, t.now
+	e := r.event(event.Recovered, t.now)
+	e.Data.Text = "the process ended while this was being handed over"
+	return t.append(e)
 }
 
-// endMessage removes a message that has no recipients left. The parts of a large body are removed afterwards.
-func (t *tx) endMessage(id message.ID) error {
-	n, err := t.exec("DELETE FROM message WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM recipient WHERE message = ?1)", int64(id))
-	if err != nil || n == 0 {
+// end removes an unowned row that is over, and its message with the body when it was the last one.
+func (t *tx) end(id message.RecipientID) error {
+	if err := t.db.end(t, id); err != nil {
 		return err
 	}
-	if n, err = t.exec("DELETE FROM body WHERE id = ? AND octets = 0", int64(id)); err != nil || n > 0 {
-		return err
-	}
-	if n, err = t.exec("DELETE FROM body WHERE id = ?", int64(id)); n > 0 {
-		t.after = append(t.after, func() { t.s.partsDead(id) })
-	}
-	return err
+	return t.db.endMessage(t, id.Message)
 }
 
 // joinNames and splitNames store lists of config names, which hold no commas.

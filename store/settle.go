@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"slices"
 	"time"
@@ -16,16 +15,22 @@ import (
 // commit failed, has ended after all: trying again is safe. When ctx ends first, the settlements are applied all the
 // same. A Notification that settlements share is queued once, if any of them is applied.
 func (s *Store) Settle(ctx context.Context, list []message.Settlement) (lost []message.RecipientID, err error) {
-	var found []message.RecipientID
-	list = slices.Clone(list) // the caller may leave before it is used
-	err = s.writer.do(ctx, settlement, len(list), func(t *tx) (err error) {
-		found, err = t.settleAll(list)
+	j := &settleJob{list: slices.Clone(list)} // the caller may leave before it is used
+	j.task = task{len(list), func(t *tx) (err error) {
+		j.lost, err = t.settleAll(j.list)
 		return err
-	})
-	if err != nil {
+	}, make(chan error, 1)}
+	if err := s.writer.wait(ctx, settlement, j, j.done); err != nil {
 		return nil, err
 	}
-	return found, nil
+	return j.lost, nil
+}
+
+// settleJob is a Settle as the writer sees it.
+type settleJob struct {
+	task
+	list []message.Settlement
+	lost []message.RecipientID
 }
 
 // settleAll applies settlements, queues their notifications, and returns the rows that were not ours.
@@ -54,24 +59,11 @@ func (t *tx) settleAll(list []message.Settlement) (lost []message.RecipientID, e
 
 // settle applies one settlement, and reports whether the row was ours.
 func (t *tx) settle(s *message.Settlement) (ours bool, err error) {
-	id, r := s.ID(), &s.Recipient
-	var n int64
-	switch {
-	case s.Outcome != message.None:
-		n, err = t.exec("DELETE FROM recipient WHERE message = ? AND n = ? AND owner = ? AND epoch = ?", int64(id.Message), id.N, nodeID, s.Epoch)
-	case s.Paused:
-		n, err = t.exec("UPDATE recipient SET owner = 0, epoch = 0 WHERE message = ? AND n = ? AND owner = ? AND epoch = ?", int64(id.Message), id.N, nodeID, s.Epoch)
-	default:
-		n, err = t.exec(`UPDATE recipient SET owner = 0, epoch = 0, state = ?, due_at = ?, attempts = ?, maybe_sent = ?, copies = ?,
-			refused = ?, last_upstream = ?, last_reply = ? WHERE message = ? AND n = ? AND owner = ? AND epoch = ?`,
-			int(r.State), ms(r.DueAt), r.Attempts, r.MaybeSent, r.Copies, joinNames(r.Refused), r.LastUpstream, message.Mask(r.LastReply),
-			int64(id.Message), id.N, nodeID, s.Epoch)
-	}
-	if err != nil || n == 0 {
+	if ours, err = t.db.settle(t, s); err != nil || !ours {
 		return false, err
 	}
 	if s.Outcome != message.None {
-		err = t.endMessage(id.Message)
+		err = t.db.endMessage(t, s.Message.ID)
 	}
 	if err == nil && !s.Paused {
 		err = t.append(settlementEvent(s, t.now))
@@ -127,21 +119,5 @@ func settlementKind(s *message.Settlement) event.Kind {
 // Release gives rows back unowned, their due time unchanged, in the next flush, and wakes their lanes. Rows that are not
 // ours are left alone.
 func (s *Store) Release(ctx context.Context, ids []message.RecipientID) error {
-	return s.writer.do(ctx, settlement, len(ids), func(t *tx) error { return t.release(ids) })
-}
-
-func (t *tx) release(ids []message.RecipientID) error {
-	for _, id := range ids {
-		err := t.db.query(func(r *sql.Rows) (bool, error) {
-			var lane string
-			err := r.Scan(&lane)
-			t.lanes[lane] = true
-			return true, err
-		}, "UPDATE recipient SET owner = 0, epoch = 0 WHERE message = ? AND n = ? AND owner = ? AND epoch = ? RETURNING lane",
-			int64(id.Message), id.N, nodeID, t.s.epoch)
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.writer.do(ctx, settlement, len(ids), func(t *tx) error { return t.db.release(t, ids) })
 }

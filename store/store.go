@@ -26,8 +26,8 @@ import (
 	"gatepost/message"
 )
 
-// nodeID is this node's number in ids, rows and events. A store in a file has one node.
-const nodeID = 1
+// onlyNode is the number in ids, rows and events where the store is a file's, which has one node.
+const onlyNode = 1
 
 // longestStep is longer than any wait of a retry ladder. A row due further off than that is due now: the clock went
 // back.
@@ -59,7 +59,9 @@ type Store struct {
 	ids     idSource
 	sink    *emitter
 	writer  *writer
-	epoch   int64
+	fleet   *fleet // nil where the store is a file's
+	epoch   atomic.Int64
+	node    int // this node's number in ids, rows and events
 
 	failing atomic.Bool // between a failed commit and the database's recovery
 	closed  atomic.Bool
@@ -85,7 +87,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 }
 
 func newStore(o Options) *Store {
-	s := &Store{log: o.Log, addresses: o.Addresses, keep: o.Keep, now: time.Now, wakes: map[string]chan struct{}{}, held: map[string]bool{}}
+	s := &Store{node: onlyNode, log: o.Log, addresses: o.Addresses, keep: o.Keep, now: time.Now, wakes: map[string]chan struct{}{}, held: map[string]bool{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -125,8 +127,8 @@ func (s *Store) open(dir string) (err error) {
 	if s.keys, err = openKeyring(filepath.Join(dir, "spool.key"), s.now()); err != nil {
 		return err
 	}
-	w := &writer{s: s, dir: dir, queue: newQueue(), stopped: make(chan struct{}), commit: commitTx}
-	if w.db, err = openDatabase(dir); err != nil {
+	w := newWriter(s, dir, func() (database, error) { return openDatabase(dir) })
+	if w.db, err = w.open(); err != nil {
 		return err
 	}
 	if err := w.begin(s.takeOver); err != nil {
@@ -137,74 +139,6 @@ func (s *Store) open(dir string) (err error) {
 		return fmt.Errorf("take over the queue in %s: %w", dir, err)
 	}
 	s.writer = w
-	return nil
-}
-
-// takeOver makes this process the owner of the database and frees what the one before left.
-func (s *Store) takeOver(t *tx) error {
-	if err := s.load(t); err != nil {
-		return err
-	}
-	if err := s.newEpoch(t); err != nil {
-		return err
-	}
-	return s.freeOwned(t)
-}
-
-// What a start asks of the database: the end of an index each.
-const (
-	lastSeq     = "SELECT coalesce((SELECT seq FROM event WHERE node = 1 ORDER BY seq DESC LIMIT 1), 0)"
-	lastID      = "SELECT max(coalesce((SELECT max(id) FROM message), 0), coalesce((SELECT max(message) FROM event), 0), coalesce((SELECT max(id) FROM body_part), 0))"
-	ownedSelect = rowColumns + " FROM recipient r INDEXED BY recipient_owned CROSS JOIN message m ON m.id = r.message WHERE r.owner <> 0"
-)
-
-// load reads what is kept in memory: the last event's number, the highest id, the streams on hold.
-func (s *Store) load(t *tx) error {
-	var last int64
-	for _, max := range []struct {
-		to  *int64
-		sql string
-	}{
-		{&t.seq, lastSeq},
-		{&last, lastID},
-	} {
-		if err := t.one(max.sql, max.to); err != nil {
-			return err
-		}
-	}
-	s.ids.raise(message.ID(last))
-	return s.loadHolds(t)
-}
-
-// newEpoch makes the stamp under which this incarnation owns rows. The database's own id is made with its first epoch.
-func (s *Store) newEpoch(t *tx) error {
-	if _, err := t.exec("INSERT INTO meta(key, value) VALUES('database', lower(hex(randomblob(16)))) ON CONFLICT(key) DO NOTHING"); err != nil {
-		return err
-	}
-	if _, err := t.exec("INSERT INTO node(id, name, epoch) VALUES(1, 'local', 1) ON CONFLICT(id) DO UPDATE SET epoch = epoch + 1"); err != nil {
-		return err
-	}
-	return t.one("SELECT epoch FROM node WHERE id = 1", &s.epoch)
-}
-
-// freeOwned frees what the last incarnation was handing over. Each of it may have been sent.
-func (s *Store) freeOwned(t *tx) error {
-	var owned []row
-	if err := t.rows(&owned, ownedSelect); err != nil {
-		return err
-	}
-	for _, r := range owned {
-		r.MaybeSent, r.Copies, r.DueAt = true, r.Copies+1, t.now
-		if _, err := t.exec("UPDATE recipient SET owner = 0, epoch = 0, maybe_sent = 1, copies = ?, due_at = ? WHERE message = ? AND n = ?",
-			r.Copies, ms(t.now), int64(r.message.ID), r.N); err != nil {
-			return err
-		}
-		e := r.event(event.Recovered, t.now)
-		e.Data.Text = "the process ended while this was being handed over"
-		if err := t.append(e); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
@@ -236,7 +170,15 @@ func (s *Store) shut() error {
 // Lease returns the epoch under which rows are ours, and a function that says whether they stay so: they do while the
 // database is open and well. No clock is involved, since the state directory is locked.
 func (s *Store) Lease() (epoch int64, valid func(margin time.Duration) bool) {
-	return s.epoch, func(time.Duration) bool { return !s.failing.Load() && !s.closed.Load() }
+	return s.epoch.Load(), func(time.Duration) bool { return !s.failing.Load() && !s.closed.Load() }
+}
+
+// read runs a query beside the writer and calls scan for each row until it returns false.
+func (s *Store) read(ctx context.Context, scan func(scanner) (more bool, err error), query string, args ...any) error {
+	if s.fleet != nil {
+		return s.fleet.read(ctx, scan, query, args...)
+	}
+	return s.writer.read(ctx, scan, query, args...)
 }
 
 // Wake returns the channel that gets a value when something of lane may have become due.
@@ -254,7 +196,7 @@ func (s *Store) wake(lane string) chan struct{} {
 }
 
 // NewID returns an id above every id in message and event.
-func (s *Store) NewID() message.ID { return s.ids.next(s.now()) }
+func (s *Store) NewID() message.ID { return s.ids.next(s.now(), s.node) }
 
 // idSource makes ids that only grow, also while the clock stands or goes back.
 type idSource struct {
@@ -271,16 +213,16 @@ func (i *idSource) raise(id message.ID) {
 	i.last = max(i.last, id)
 }
 
-func (i *idSource) next(now time.Time) message.ID {
+func (i *idSource) next(now time.Time, node int) message.ID {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	id := message.NewID(now, nodeID, 0)
+	id := message.NewID(now, node, 0)
 	if id <= i.last {
 		last := i.last.Time()
-		if n := int(i.last & idCounter); n < idCounter && i.last.Node() == nodeID {
-			id = message.NewID(last, nodeID, n+1)
+		if n := int(i.last & idCounter); n < idCounter && i.last.Node() == node {
+			id = message.NewID(last, node, n+1)
 		} else {
-			id = message.NewID(last.Add(time.Millisecond), nodeID, 0)
+			id = message.NewID(last.Add(time.Millisecond), node, 0)
 		}
 	}
 	i.last = id

@@ -14,7 +14,7 @@ import (
 func failOnce(t *testing.T, fail *atomic.Bool, durable bool) *Store {
 	t.Helper()
 	return openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
-		s.writer.commit = func(db *database) error {
+		s.writer.commit = func(db database) error {
 			if !fail.CompareAndSwap(true, false) {
 				return commitTx(db)
 			}
@@ -79,7 +79,7 @@ func TestANotificationIsQueuedOnceThoughItsCommitFailed(t *testing.T) {
 			s := failOnce(t, &fail, durable)
 			m, notification := newMessage(s, message.Marketing, 0), newMessage(s, message.Marketing, 0)
 			mustPut(t, s, true, m)
-			ss := delivered(m, s.epoch)
+			ss := delivered(m, s.epoch.Load())
 			ss[0].Outcome, ss[0].Notification = message.Bounced, notification
 			fail.Store(true)
 			if _, err := s.Settle(t.Context(), ss); err == nil {

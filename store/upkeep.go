@@ -2,14 +2,12 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"log/slog"
 	"time"
 )
 
 const (
-	historyPage   = 500  // events deleted at once
-	freePagesKept = 4096 // 16 MB of free pages stay in the file: giving back what is needed again is waste
+	historyPage = 500 // events deleted at once
 )
 
 // upkeep does a small turn of what is done when nothing waits, and returns how long until the next one.
@@ -29,7 +27,7 @@ func (w *writer) upkeep() time.Duration {
 		return err
 	})
 	w.turn("give back free pages", func(t *tx) error {
-		free, err := t.vacuum()
+		free, err := t.db.giveBack(t)
 		more = more || free
 		return err
 	})
@@ -68,7 +66,7 @@ const keyUsed = "SELECT EXISTS (SELECT 1 FROM body WHERE key_id = ? AND key_id <
 // retireKeys destroys the keys that no queued body is sealed with any more.
 func (w *writer) retireKeys() {
 	n, err := w.s.keys.retire(w.s.now(), func(keyID int64) (used bool, err error) {
-		err = w.db.query(func(r *sql.Rows) (bool, error) { return false, r.Scan(&used) }, keyUsed, keyID)
+		err = w.db.query(func(r scanner) (bool, error) { return false, r.Scan(&used) }, keyUsed, keyID)
 		return used, err
 	})
 	if err != nil && !isFull(err) {
@@ -88,14 +86,4 @@ func (t *tx) cutHistory() (more bool, err error) {
 		SELECT max(seq) FROM (SELECT seq, at FROM event WHERE node = 1 ORDER BY seq LIMIT ?1) WHERE at < ?2)
 		AND seq < (SELECT max(seq) FROM event WHERE node = 1)`, historyPage, ms(t.now.Add(-t.s.keep)))
 	return n >= historyPage, err
-}
-
-// vacuum gives a few free pages back to the file system.
-func (t *tx) vacuum() (more bool, err error) {
-	var free int
-	if err := t.one("PRAGMA freelist_count", &free); err != nil || free <= freePagesKept {
-		return false, err
-	}
-	_, err = t.exec("PRAGMA incremental_vacuum(64)")
-	return true, err
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,6 +23,7 @@ const (
 type writer struct {
 	s       *Store
 	dir     string
+	open    func() (database, error)
 	queue   *queue
 	stopped chan struct{}
 	seq     int64 // of the last durable event
@@ -31,17 +31,18 @@ type writer struct {
 	failed  time.Time // last
 
 	mu sync.RWMutex // held to swap db; its read side by readers while they use it
-	db *database    // nil while the database is failing
+	db database     // nil while the database is failing
 
-	commit func(*database) error // commitTx; tests make it fail
+	commit func(database) error // commitTx; tests make it fail
 }
 
 // tx is a transaction under way. Statements of all its jobs share it.
 type tx struct {
 	s      *Store
-	db     *database
+	db     database
 	now    time.Time // one instant for all of it
 	seq    int64
+	epoch  int64 // under which it stamps rows
 	events []event.Event
 	lanes  map[string]bool // to wake once it is durable
 	after  []func()        // to be called then, before
@@ -52,6 +53,10 @@ type commitError struct{ err error }
 
 func (e *commitError) Error() string { return "commit: " + e.err.Error() }
 func (e *commitError) Unwrap() error { return e.err }
+
+func newWriter(s *Store, where string, open func() (database, error)) *writer {
+	return &writer{s: s, dir: where, open: open, queue: newQueue(), stopped: make(chan struct{}), commit: commitTx}
+}
 
 // run commits batches until the queue is closed and empty. Upkeep has its turn after a second without work, or half a
 // minute late where there is never such a second.
@@ -110,6 +115,9 @@ func (w *writer) sleep(d time.Duration) {
 // one that cannot be done takes nobody along.
 func (w *writer) write(jobs []job) {
 	err := w.begin(func(t *tx) error {
+		if err := t.db.prepare(t, jobs); err != nil {
+			return err
+		}
 		for _, j := range jobs {
 			if err := j.apply(t); err != nil {
 				return err
@@ -169,31 +177,30 @@ func (w *writer) wellAgain() {
 // begin runs do in a transaction and commits it. After an error nothing of it is durable, unless the error is a
 // *commitError: then it may be, and the database must be closed.
 func (w *writer) begin(do func(*tx) error) error {
-	if _, err := w.db.exec("BEGIN IMMEDIATE"); err != nil {
+	t := &tx{s: w.s, db: w.db, now: at(ms(w.s.now())), seq: w.seq, epoch: w.s.epoch.Load(), lanes: map[string]bool{}}
+	if err := w.db.begin(t); err != nil {
 		if isBusy(err) || isFull(err) {
 			return err
 		}
 		return &commitError{err} // nothing was written, but this connection is of no more use
 	}
-	t := &tx{s: w.s, db: w.db, now: at(ms(w.s.now())), seq: w.seq, lanes: map[string]bool{}}
 	err := do(t)
 	if err == nil {
 		if err = w.commit(w.db); err == nil {
 			w.durable(t)
 			return nil
 		}
-		if !isFull(err) && !isBusy(err) {
+		if !isFull(err) && !isBusy(err) && !isUndone(err) {
 			return &commitError{err}
 		}
 	}
-	w.db.exec("ROLLBACK") // SQLite may have done it already; if neither has, the next BEGIN fails and the database is reopened
+	if failed := w.db.rollback(); failed != nil {
+		return &commitError{errors.Join(err, failed)}
+	}
 	return err
 }
 
-func commitTx(db *database) error {
-	_, err := db.exec("COMMIT")
-	return err
-}
+func commitTx(db database) error { return db.commit() }
 
 // durable makes the effects of t visible.
 func (w *writer) durable(t *tx) {
@@ -254,7 +261,7 @@ func (w *writer) pause(d time.Duration) bool {
 // reopen opens the database after a failure and takes back what is in doubt. Events that did become durable go to the
 // sink now.
 func (w *writer) reopen() error {
-	db, err := openDatabase(w.dir)
+	db, err := w.open()
 	if err != nil {
 		return err
 	}
@@ -265,7 +272,7 @@ func (w *writer) reopen() error {
 			return err
 		}
 		t.events = late
-		if err := w.s.load(t); err != nil {
+		if err := t.db.load(t); err != nil {
 			return err
 		}
 		for _, u := range w.doubt {
@@ -282,7 +289,7 @@ func (w *writer) reopen() error {
 }
 
 // swap puts db in the place of the current database, which is closed.
-func (w *writer) swap(db *database) {
+func (w *writer) swap(db database) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.db != nil {
@@ -303,24 +310,20 @@ func (w *writer) close() error {
 }
 
 // read runs a query on a reading connection and calls scan for each row until it returns false.
-func (w *writer) read(ctx context.Context, scan func(*sql.Rows) (more bool, err error), query string, args ...any) error {
+func (w *writer) read(ctx context.Context, scan func(scanner) (more bool, err error), query string, args ...any) error {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 	if w.db == nil {
-		return errors.New("the database is not open")
+		return errNotOpen
 	}
-	rows, err := w.db.read.QueryContext(ctx, query, args...)
-	if err != nil {
-		return err
-	}
-	return each(rows, scan)
+	return w.db.read(ctx, scan, query, args...)
 }
 
 func (t *tx) exec(query string, args ...any) (int64, error) { return t.db.exec(query, args...) }
 
 // one scans a query's only row, one column each.
 func (t *tx) one(query string, to ...any) error {
-	return t.db.query(func(r *sql.Rows) (bool, error) { return false, r.Scan(to...) }, query)
+	return t.db.query(func(r scanner) (bool, error) { return false, r.Scan(to...) }, query)
 }
 
 // task is a job made of a function that somebody waits for.
@@ -340,11 +343,16 @@ func (j *task) finish(err error)  { j.done <- err }
 // has written must not be used then.
 func (w *writer) do(ctx context.Context, c class, messages int, fn func(*tx) error) error {
 	j := &task{messages, fn, make(chan error, 1)}
+	return w.wait(ctx, c, j, j.done)
+}
+
+// wait queues j and waits for its end.
+func (w *writer) wait(ctx context.Context, c class, j job, done chan error) error {
 	if err := w.queue.add(c, j); err != nil {
 		return err
 	}
 	select {
-	case err := <-j.done:
+	case err := <-done:
 		return err
 	case <-ctx.Done():
 		return context.Cause(ctx)
