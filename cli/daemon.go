@@ -220,7 +220,7 @@ func (d *daemon) writable() error {
 // shares reports whether the queue is in a database that other nodes use too.
 func (d *daemon) shares() bool { return d.cfg().Store.Engine == "postgres" }
 
-// wedged returns nil unless starting anew may help. It cannot bring back a database that is away, and meanwhile nobody
+// wedged returns an error where starting anew may help. That cannot bring back a database that is away, and meanwhile nobody
 // would tell clients to try again.
 func (d *daemon) wedged(ctx context.Context) error {
 	if d.shares() {

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"text/tabwriter"
 	"time"
 
@@ -41,6 +42,7 @@ func (a *app) statusCmd() *cobra.Command {
 func (a *app) printStatus(s admin.Status, now time.Time) error {
 	t := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(t, "gatepost %s on %s, pid %d, up %s, state in %s\n", s.Version, s.Hostname, s.PID, now.Sub(s.StartedAt).Round(time.Second), s.StateDir)
+	printStore(t, s.Store, now)
 	for _, d := range s.Doors {
 		fmt.Fprintf(t, "listener %s: %s on %s\n", d.Name, d.Protocol, d.Address)
 	}
@@ -63,4 +65,19 @@ func (a *app) printStatus(s admin.Status, now time.Time) error {
 		}
 	}
 	return t.Flush()
+}
+
+// printStore tells who shares the queue, where it is shared.
+func printStore(w io.Writer, s admin.Store, now time.Time) {
+	if s.Node == "" {
+		return
+	}
+	fmt.Fprintf(w, "store: %s, node %s\n", s.Engine, s.Node)
+	for _, n := range s.Nodes {
+		state := "alive, lease ends " + when(n.LeaseUntil, now)
+		if !n.Alive {
+			state = "not alive since " + when(n.LeaseUntil, now)
+		}
+		fmt.Fprintf(w, "node %s: %s\n", n.Name, state)
+	}
 }

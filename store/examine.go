@@ -238,7 +238,7 @@ func neededKeys(ctx context.Context, conn *pgx.Conn) (map[int64]int64, error) {
 }
 
 // ourTables are those that a node reads and writes.
-var ourTables = []string{"meta", "node", "message", "body", "recipient", "event"}
+var ourTables = append([]string{"body_part"}, tables...)
 
 // clock compares the clocks of this host and of the database.
 func (e *examiner) clock(ctx context.Context) error {
