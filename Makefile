@@ -1,7 +1,7 @@
 # make build   a static binary, bin/gatepost
 # make test    everything that must hold before a change lands; installs what it needs, or says what to install
 # make fuzz    the fuzz targets, FUZZTIME each: a time, or a count such as 5000x (which make test uses)
-# make bench   gatepost beside Postfix + OpenDKIM; see bench/run.sh
+# make bench   gatepost, on SQLite and on PostgreSQL, beside Postfix + OpenDKIM; see bench/run.sh
 # make man     the man pages of all commands, into bin/man
 # make microbench   the benchmarks inside the packages
 # make chaos   the tests of the whole program with many more kills, longer outages and longer queues

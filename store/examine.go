@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // oldestServer is the oldest major version of PostgreSQL that works.
@@ -56,7 +57,7 @@ func Examine(ctx context.Context, o PostgresOptions) Examination {
 		e.fault(dsnForms, "%v", err)
 		return e.Examination
 	}
-	if e.conn, err = pgx.ConnectConfig(ctx, c); err != nil {
+	if e.conn, err = connectAny(ctx, c); err != nil {
 		e.fault(Hint(err), "%s", oneLine(err))
 		return e.Examination
 	}
@@ -79,12 +80,22 @@ const dsnForms = "the first line of dsn_file is postgres://USER:PASSWORD@HOST/DA
 // errDSN says nothing of what it is about: the driver's own error may hold the password.
 var errDSN = errors.New("the DSN in dsn_file cannot be understood")
 
-func parseDSN(dsn string) (*pgx.ConnConfig, error) {
-	c, err := pgx.ParseConfig(dsn)
+func parseDSN(dsn string) (*pgxpool.Config, error) {
+	c, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		return nil, errDSN
 	}
 	return c, nil
+}
+
+// connectAny connects to the server that can be written to or, where there is none, to one that answers.
+func connectAny(ctx context.Context, c *pgxpool.Config) (*pgx.Conn, error) {
+	writable := c.ConnConfig.Copy()
+	writable.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	if conn, err := pgx.ConnectConfig(ctx, writable); err == nil {
+		return conn, nil
+	}
+	return pgx.ConnectConfig(ctx, c.ConnConfig)
 }
 
 // examiner collects faults over one connection.
@@ -105,11 +116,12 @@ func (e *examiner) bearable(hint, format string, a ...any) {
 
 // server tells what answers, and whether it may be written to.
 func (e *examiner) server(ctx context.Context) error {
-	var version, database, user string
+	var version, database, user, encoding string
 	var number int
 	var standby, readOnly bool
 	err := e.conn.QueryRow(ctx, `SELECT current_setting('server_version'), current_setting('server_version_num')::int, current_database(), current_user,
-		pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool`).Scan(&version, &number, &database, &user, &standby, &readOnly)
+		current_setting('server_encoding'), pg_is_in_recovery(), current_setting('transaction_read_only')::bool`).
+		Scan(&version, &number, &database, &user, &encoding, &standby, &readOnly)
 	if err != nil {
 		return err
 	}
@@ -118,6 +130,9 @@ func (e *examiner) server(ctx context.Context) error {
 	e.About = fmt.Sprintf("PostgreSQL %s at %s, database %s, as %s", version, net.JoinHostPort(c.Host, fmt.Sprint(c.Port)), database, user)
 	if number < e.oldest*10000 {
 		e.fault(fmt.Sprintf("upgrade it, or name another one in dsn_file: %d is the oldest that works", e.oldest), "PostgreSQL %s is too old", version)
+	}
+	if encoding != "UTF8" {
+		e.fault("make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0", "the encoding of the database is %s", encoding)
 	}
 	switch {
 	case standby:
@@ -210,7 +225,7 @@ func NeededKeys(ctx context.Context, dsn string) (map[int64]int64, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := pgx.ConnectConfig(ctx, c)
+	conn, err := connectAny(ctx, c)
 	if err != nil {
 		return nil, err
 	}

@@ -150,6 +150,13 @@ func TestAServerThatCannotBeWrittenToIsTold(t *testing.T) {
 	s.Restart(t, pgtest.Fast)
 }
 
+func TestAnEncodingThatCannotHoldEveryAddressIsTold(t *testing.T) {
+	t.Parallel()
+	s := pgtest.New(t)
+	s.Admin(t, "CREATE DATABASE latin OWNER gatepost ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+	wantFault(t, examined(t, s.DSN(pgtest.Role, "latin")), "the encoding of the database is SQL_ASCII", "ENCODING 'UTF8'")
+}
+
 func TestAnOldServerIsTold(t *testing.T) {
 	t.Parallel()
 	s := pgtest.New(t)
