@@ -76,14 +76,15 @@ func TestKeysThatMailNeedsAreNotRemoved(t *testing.T) {
 	g.stop()
 
 	now := time.Now()
-	f := strings.Fields(string(must(os.ReadFile(file))))
-	f[1] = strconv.FormatInt(now.Add(-3*time.Hour).UnixMilli(), 10) // it seals no more
-	if err := os.WriteFile(file, []byte(strings.Join(f, " ")+"\n"), 0o600); err != nil {
+	f := strings.Fields(string(must(os.ReadFile(file))))            // the line of the history key, and the key that is needed
+	f[4] = strconv.FormatInt(now.Add(-3*time.Hour).UnixMilli(), 10) // it seals no more
+	text := strings.Join(f[:3], " ") + "\n" + strings.Join(f[3:], " ") + "\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	spent := must(store.AddKey(file, now, now.Add(-2*time.Hour)))
-	replaced := must(store.AddKey(file, now, now.Add(-90*time.Minute))) // ten minutes ago: a node may not know it yet
-	seals := must(store.AddKey(file, now, now.Add(-10*time.Minute)))
+	spent := must(store.AddKey(file, now.Add(-2*time.Hour)))
+	replaced := must(store.AddKey(file, now.Add(-90*time.Minute))) // ten minutes ago: a node may not know it yet
+	seals := must(store.AddKey(file, now.Add(-10*time.Minute)))
 	var printed keyFile
 	g.into(&printed, "store", "rotate-key", "--remove")
 	if !slices.Equal(printed.Removed, []int64{spent.ID}) {
@@ -93,7 +94,7 @@ func TestKeysThatMailNeedsAreNotRemoved(t *testing.T) {
 	for _, k := range printed.Keys[:len(printed.Keys)-1] {
 		ids = append(ids, strconv.FormatInt(k.ID, 10))
 	}
-	if want := []string{f[0], strconv.FormatInt(replaced.ID, 10), strconv.FormatInt(seals.ID, 10)}; !slices.Equal(ids, want) {
+	if want := []string{f[3], strconv.FormatInt(replaced.ID, 10), strconv.FormatInt(seals.ID, 10)}; !slices.Equal(ids, want) {
 		t.Errorf("the file holds %v and a new one, want %v", ids, want)
 	}
 	g.auth.Start()

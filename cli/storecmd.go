@@ -35,14 +35,13 @@ the sign-in mail in them.`,
 		Example: "  gatepost store init-key /etc/gatepost/store.key",
 		Args:    takes("file"),
 		RunE: run(func(_ context.Context, args []string) error {
-			key, err := store.InitKeyFile(args[0], time.Now())
-			if err != nil {
+			if err := store.NewKeyFile(args[0]); err != nil {
 				return err
 			}
 			if a.json {
-				return a.printJSON(keyFile{args[0], []store.Key{key}, nil})
+				return a.printKeyFile(keyFile{File: args[0]})
 			}
-			_, err = fmt.Fprintf(a.out, "Wrote %s. Copy it to every node, readable by the user that gatepost runs as\nalone, and name it in key_file of [store].\n", args[0])
+			_, err := fmt.Fprintf(a.out, "Wrote %s. Copy it to every node, readable by the user that gatepost runs as\nalone, and name it in key_file of [store].\n", args[0])
 			return err
 		}),
 	}
@@ -89,6 +88,14 @@ type keyFile struct {
 	Removed []int64     `json:"removed,omitempty"`
 }
 
+// printKeyFile prints f for programs, with the keys that are in the file now.
+func (a *app) printKeyFile(f keyFile) (err error) {
+	if f.Keys, err = store.ReadKeys(f.File); err != nil {
+		return err
+	}
+	return a.printJSON(f)
+}
+
 // rotateKey takes out spent keys first: where the database does not answer, nothing is changed.
 func (a *app) rotateKey(ctx context.Context, args []string, now time.Time, after time.Duration, remove bool) error {
 	var file string
@@ -107,18 +114,14 @@ func (a *app) rotateKey(ctx context.Context, args []string, now time.Time, after
 			}
 		}
 	}
-	added, err := store.AddKey(file, now, now.Add(after))
-	if err != nil {
-		return err
-	}
-	keys, err := store.ReadKeys(file)
+	added, err := store.AddKey(file, now.Add(after))
 	if err != nil {
 		return err
 	}
 	if a.json {
-		return a.printJSON(keyFile{file, keys, removed})
+		return a.printKeyFile(keyFile{File: file, Removed: removed})
 	}
-	fmt.Fprintf(a.out, "Added key %d to %s, which has %d now; %d removed.\n", added.ID, file, len(keys), len(removed))
+	fmt.Fprintf(a.out, "Added key %d to %s; %d removed.\n", added.ID, file, len(removed))
 	_, err = fmt.Fprintf(a.out, "It seals from %s on. Copy the file to every node before.\n", added.From.Local().Format(time.DateTime))
 	return err
 }

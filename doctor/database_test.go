@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"gatepost/config"
 	"gatepost/store"
@@ -20,7 +19,7 @@ func sharing(t *testing.T, dsn string) *config.Config {
 	if err := os.WriteFile(c.Store.DSN.File, []byte(dsn+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.InitKeyFile(c.Store.KeyFile, time.Now()); err != nil {
+	if err := store.NewKeyFile(c.Store.KeyFile); err != nil {
 		t.Fatal(err)
 	}
 	return c

@@ -132,42 +132,51 @@ func (s *Store) deliveries(rows []row, epoch int64) ([]*message.Delivery, error)
 	for _, r := range rows {
 		d := byID[r.message.ID]
 		if d == nil {
-			d = &message.Delivery{Message: r.message, Epoch: epoch}
+			m := r.message
+			m.AcceptedAt, m.ExpiresAt = s.local(m.AcceptedAt), s.local(m.ExpiresAt)
+			d = &message.Delivery{Message: m, Epoch: epoch}
 			byID[r.message.ID] = d
 			ds = append(ds, d)
 		}
+		r.DueAt = s.local(r.DueAt)
 		d.Message.Recipients = append(d.Message.Recipients, r.Recipient)
 	}
-	for _, d := range ds {
-		if err := s.readBody(d); err != nil {
-			return nil, fmt.Errorf("message %v: %w", d.Message.ID, err)
-		}
-	}
-	return ds, nil
+	return ds, s.readBodies(ds)
 }
 
-// readBody fills in what rowSelect leaves out.
-func (s *Store) readBody(d *message.Delivery) error {
-	m := d.Message
-	var keyID int64
-	var octets int
-	var data []byte
-	found := false
-	err := s.read(context.Background(), func(r scanner) (bool, error) {
-		found = true
-		return false, r.Scan(&m.BodyHash, &keyID, &octets, &data)
-	}, "SELECT m.body_hash, b.key_id, b.octets, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ?", int64(m.ID))
-	if err != nil {
-		return err
+// readBodies fills in what rowSelect leaves out.
+func (s *Store) readBodies(ds []*message.Delivery) error {
+	if s.fleet != nil {
+		return s.fleet.readBodies(ds)
 	}
-	if octets > 0 {
-		if data, err = s.readParts(m.ID, octets); err != nil {
+	for _, d := range ds {
+		var b storedBody
+		found := false
+		err := s.read(context.Background(), func(r scanner) (bool, error) {
+			found = true
+			return false, r.Scan(&d.Message.BodyHash, &b.keyID, &b.octets, &b.data)
+		}, "SELECT m.body_hash, b.key_id, b.octets, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ?", int64(d.Message.ID))
+		if err == nil {
+			err = s.openBody(d, b, found)
+		}
+		if err != nil {
+			return fmt.Errorf("message %v: %w", d.Message.ID, err)
+		}
+	}
+	return nil
+}
+
+// openBody gives d its body, or has it held where that is gone or its key is.
+func (s *Store) openBody(d *message.Delivery, b storedBody, found bool) (err error) {
+	m, data := d.Message, b.data
+	if b.octets > 0 {
+		if data, err = s.readParts(m.ID, b.octets); err != nil {
 			return err
 		}
 		found = data != nil
 	}
-	if found && keyID != 0 {
-		if data, err = s.keys.open(keyID, m.ID, data); err != nil && !errors.Is(err, errNoKey) {
+	if found && b.keyID != 0 {
+		if data, err = s.keys.open(b.keyID, m.ID, data); err != nil && !errors.Is(err, errNoKey) {
 			return err
 		}
 	}
@@ -223,7 +232,7 @@ func (s *Store) NextDue(ctx context.Context, lane string, can []string) (due tim
 			}
 		}
 	}
-	return due, ok, nil
+	return s.local(due), ok, nil
 }
 
 // NextExpiry returns when the lifetime of the earliest message with an unowned recipient ends.
@@ -232,7 +241,15 @@ func (s *Store) NextExpiry(ctx context.Context) (time.Time, bool, error) {
 	if err != nil {
 		return time.Time{}, false, fmt.Errorf("read what expires next: %w", err)
 	}
-	return t, ok, nil
+	return s.local(t), ok, nil
+}
+
+// local returns a stored time by the host's clock, which in a fleet may be another than the database's.
+func (s *Store) local(t time.Time) time.Time {
+	if s.fleet == nil {
+		return t
+	}
+	return s.fleet.clock.local(t)
 }
 
 // readTime returns the one time that query finds.

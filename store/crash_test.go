@@ -16,6 +16,7 @@ import (
 
 	"gatepost/event"
 	"gatepost/message"
+	"gatepost/store/storetest/pgtest"
 )
 
 // childDir tells the test binary to be the process that is killed; childKey what its messages supersede under, childSize
@@ -37,7 +38,7 @@ func TestMain(m *testing.M) {
 		size, _ := strconv.Atoi(os.Getenv(childSize))
 		putForEver(dir, os.Getenv(childKey), size)
 	}
-	os.Exit(m.Run())
+	os.Exit(pgtest.Main(m))
 }
 
 // putForEver stores messages until it is killed, half of them born ours, and prints the id of each that is durable.

@@ -113,7 +113,7 @@ type EventQuery struct {
 // Events returns what history holds. Address is empty in events of streams that keep only its HMAC, also when they were
 // found by address.
 func (s *Store) Events(ctx context.Context, q EventQuery) ([]event.Event, error) {
-	where, args := "node = 1 AND seq > ?", []any{q.After}
+	where, args := "node = ? AND seq > ?", []any{s.node, q.After}
 	if q.Message != 0 {
 		where, args = where+" AND message = ?", append(args, int64(q.Message))
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,9 +15,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
-
-// oldestServer is the oldest major version of PostgreSQL that works.
-const oldestServer = 14
 
 // examineTime is how long an examination may take in all. A database that is slower is no use to sign-in mail.
 const examineTime = 15 * time.Second
@@ -45,7 +41,7 @@ func Examine(ctx context.Context, o PostgresOptions) Examination {
 	ctx, cancel := context.WithTimeout(ctx, examineTime)
 	defer cancel()
 	e := &examiner{oldest: oldestServer}
-	keys, err := ReadKeys(o.KeyFile)
+	_, keys, history, err := readKeyFile(o.KeyFile)
 	if err != nil {
 		e.fault("copy it from another node; for the first one: gatepost store init-key "+o.KeyFile, "the keys cannot be used: %v", err)
 	}
@@ -59,14 +55,14 @@ func Examine(ctx context.Context, o PostgresOptions) Examination {
 		return e.Examination
 	}
 	defer e.conn.Close(context.WithoutCancel(ctx))
-	for _, look := range []func(context.Context) error{e.server, e.settings, e.rights, e.schema, e.clock} {
+	for _, look := range []func(context.Context) error{e.server, e.settings, e.rights, e.clock} {
 		if err := look(ctx); err != nil {
 			e.fault(Hint(err), "it cannot be looked at: %s", oneLine(err))
 			return e.Examination
 		}
 	}
-	if err := e.sealed(ctx, keys); err != nil {
-		e.fault(Hint(err), "what is queued cannot be looked at: %s", oneLine(err))
+	if len(e.Faults) == 0 {
+		e.tables(ctx, keys, history)
 	}
 	return e.Examination
 }
@@ -99,7 +95,7 @@ func connectAny(ctx context.Context, c *pgxpool.Config) (*pgx.Conn, error) {
 type examiner struct {
 	Examination
 	conn   *pgx.Conn
-	oldest int // major version
+	oldest int // that works, as server_version_num has it
 }
 
 func (e *examiner) fault(hint, format string, a ...any) {
@@ -125,8 +121,8 @@ func (e *examiner) server(ctx context.Context) error {
 	version, _, _ = strings.Cut(version, " ")
 	c := e.conn.Config()
 	e.About = fmt.Sprintf("PostgreSQL %s at %s, database %s, as %s", version, net.JoinHostPort(c.Host, fmt.Sprint(c.Port)), database, user)
-	if number < e.oldest*10000 {
-		e.fault(fmt.Sprintf("upgrade it, or name another one in dsn_file: %d is the oldest that works", e.oldest), "PostgreSQL %s is too old", version)
+	if number < e.oldest {
+		e.fault(fmt.Sprintf("upgrade it, or name another one in dsn_file: %d is the oldest that works", e.oldest/10000), "PostgreSQL %s is too old", version)
 	}
 	if encoding != "UTF8" {
 		e.fault("make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0", "the encoding of the database is %s", encoding)
@@ -192,26 +188,42 @@ func (e *examiner) rights(ctx context.Context) error {
 	return nil
 }
 
-// schema refuses a database that a newer release has changed in a way that this one cannot live with.
-func (e *examiner) schema(ctx context.Context) error {
-	return nil
-}
-
-// sealed looks whether there is a key for all that is queued.
-func (e *examiner) sealed(ctx context.Context, keys []Key) error {
+// tables looks at what is in the tables, if there are any: whether they are ours, and whether there is a key for all of it.
+func (e *examiner) tables(ctx context.Context, keys map[int64]sealKey, history addressKey) {
+	version, err := schemaVersion(ctx, e.conn, len(postgresMigrations()))
+	if err != nil {
+		e.fault("gatepost version says which one this is", "%s", oneLine(err))
+	}
+	if err != nil || version == 0 {
+		return
+	}
+	var check *string
+	if err := e.conn.QueryRow(ctx, "SELECT (SELECT value FROM meta WHERE key = 'history_check')").Scan(&check); err != nil {
+		e.fault(Hint(err), "its keys cannot be looked at: %s", oneLine(err))
+		return
+	}
+	if check != nil && *check != history.check() {
+		e.fault("copy the file from a node that runs", "key_file belongs to another fleet: its history key is not the one of this database")
+		return
+	}
 	needed, err := neededKeys(ctx, e.conn)
 	if err != nil {
-		return err
+		e.fault(Hint(err), "what is queued cannot be looked at: %s", oneLine(err))
+		return
 	}
-	if ids := missing(keys, needed); len(ids) > 0 && keys != nil {
-		n := int64(0)
-		for _, id := range ids {
-			n += needed[id]
+	if n := missing(keys, needed); n > 0 {
+		e.fault("copy the file from a node that has them; that mail is held until then", "%d messages in the queue are sealed with keys that are not in key_file", n)
+	}
+}
+
+// missing counts the messages for which there is no key.
+func missing(keys map[int64]sealKey, needed map[int64]int64) (messages int64) {
+	for id, n := range needed {
+		if _, known := keys[id]; !known {
+			messages += n
 		}
-		e.fault("copy the file from a node that has them; that mail is held until then",
-			"%d messages in the queue are sealed with keys that are not in key_file (%s)", n, strings.Trim(fmt.Sprint(ids), "[]"))
 	}
-	return nil
+	return messages
 }
 
 // NeededKeys returns the ids of the keys that mail in the database at dsn is sealed with, and how many messages each.
@@ -334,14 +346,3 @@ func oneLine(err error) string {
 }
 
 func quoteIdent(name string) string { return pgx.Identifier{name}.Sanitize() }
-
-// missing returns the ids of needed that are not among keys, sorted.
-func missing(keys []Key, needed map[int64]int64) (ids []int64) {
-	for id := range needed {
-		if !slices.ContainsFunc(keys, func(k Key) bool { return k.ID == id }) {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	return ids
-}

@@ -18,8 +18,7 @@ import (
 // examined returns what Examine finds of a database, with a key file that is good.
 func examined(t *testing.T, dsn string) Examination {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "store.key")
-	must(InitKeyFile(path, time.Now()))
+	path, _ := newKeyFile(t)
 	e := Examine(t.Context(), PostgresOptions{DSN: dsn, KeyFile: path, Node: "test"})
 	for _, f := range e.Faults {
 		if f.Text == "" || f.Hint == "" || strings.Contains(f.Text+f.Hint, "\n") {
@@ -160,7 +159,7 @@ func TestAnEncodingThatCannotHoldEveryAddressIsTold(t *testing.T) {
 func TestAnOldServerIsTold(t *testing.T) {
 	t.Parallel()
 	s := pgtest.New(t)
-	e := &examiner{conn: must(pgx.Connect(t.Context(), s.Database(t))), oldest: 99}
+	e := &examiner{conn: must(pgx.Connect(t.Context(), s.Database(t))), oldest: 990000}
 	defer e.conn.Close(context.WithoutCancel(t.Context()))
 	if err := e.server(t.Context()); err != nil {
 		t.Fatal(err)
@@ -175,14 +174,32 @@ func TestKeysThatAreMissingAreTold(t *testing.T) {
 	e := Examine(t.Context(), PostgresOptions{DSN: dsn, KeyFile: filepath.Join(t.TempDir(), "none")})
 	wantFault(t, e, "the keys cannot be used", "gatepost store init-key")
 
-	path := filepath.Join(t.TempDir(), "store.key")
-	key := must(InitKeyFile(path, time.Now()))
-	inDatabase(t, s, dsn, fmt.Sprintf("CREATE TABLE body AS SELECT i AS id, CASE WHEN i < 4 THEN %d WHEN i < 6 THEN 77 ELSE 0 END::bigint AS key_id FROM generate_series(1, 9) i; ALTER TABLE body OWNER TO gatepost", key.ID))
+	path, key := newKeyFile(t)
+	open := must(OpenPostgres(t.Context(), PostgresOptions{Options: Options{Dir: t.TempDir()}, DSN: dsn, KeyFile: path, Node: "a"}))
+	closeTest(t, open)
+	if e := Examine(t.Context(), PostgresOptions{DSN: dsn, KeyFile: path}); len(e.Faults) > 0 {
+		t.Errorf("with the fleet's keys is told %+v", e.Faults)
+	}
+	inDatabase(t, s, dsn, fmt.Sprintf("INSERT INTO body SELECT i, 1, CASE WHEN i < 4 THEN %d WHEN i < 6 THEN 77 ELSE 0 END, '', 0 FROM generate_series(1, 9) i", key.ID))
 	e = Examine(t.Context(), PostgresOptions{DSN: dsn, KeyFile: path})
-	wantFault(t, e, "2 messages in the queue are sealed with keys that are not in key_file (77)", "copy the file from a node that has them")
+	wantFault(t, e, "2 messages in the queue are sealed with keys that are not in key_file", "copy the file from a node that has them")
+	other, _ := newKeyFile(t)
+	wantFault(t, Examine(t.Context(), PostgresOptions{DSN: dsn, KeyFile: other}), "key_file belongs to another fleet", "copy the file from a node that runs")
 	if needed := must(NeededKeys(t.Context(), dsn)); len(needed) != 2 || needed[key.ID] != 3 || needed[77] != 2 {
 		t.Errorf("needed are %v", needed)
 	}
+}
+
+func TestASchemaThatIsTooNewOrForeignIsTold(t *testing.T) {
+	t.Parallel()
+	s := pgtest.New(t)
+	dsn := s.Database(t)
+	path, _ := newKeyFile(t)
+	closeTest(t, must(OpenPostgres(t.Context(), PostgresOptions{Options: Options{Dir: t.TempDir()}, DSN: dsn, KeyFile: path, Node: "a"})))
+	inDatabase(t, s, dsn, "UPDATE meta SET value = '99' WHERE key IN ('schema', 'schema_min')")
+	wantFault(t, Examine(t.Context(), PostgresOptions{DSN: dsn, KeyFile: path}), "run that version or a newer one", "gatepost version")
+	inDatabase(t, s, dsn, "DROP TABLE meta; CREATE TABLE meta AS SELECT 'a' AS key, 'b' AS value; ALTER TABLE meta OWNER TO gatepost")
+	wantFault(t, Examine(t.Context(), PostgresOptions{DSN: dsn, KeyFile: path}), "is not gatepost's", "gatepost version")
 }
 
 func TestClocksThatAreApartAreTold(t *testing.T) {

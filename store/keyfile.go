@@ -1,187 +1,156 @@
 package store
 
 import (
-	"cmp"
+	"bytes"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"slices"
-	"syscall"
+	"strings"
+	"sync/atomic"
 	"time"
 )
 
-// Key is a key in the file that the nodes of a fleet share, without its secret.
-type Key struct {
-	ID   int64     `json:"id"`   // stored beside what it has sealed
-	From time.Time `json:"from"` // when it begins to seal; the one that began last seals
-}
+// The key file of a fleet has the format of spool.key, one key a line (id, time from which it seals in ms, base64), and
+// one line more: "history", a time, and the key under which history finds addresses. All nodes have the same file and
+// none writes it. The newest key whose time has come seals. A key is added with its time ahead, so that every node knows
+// it before any uses it.
 
-var (
-	errKeyFileExists = errors.New("it is there already: gatepost store rotate-key adds a key to it")
-	errKeyFileBusy   = errors.New("another gatepost changes it at this moment: try again when that has ended")
+const (
+	historyWord  = "history"
+	rereadEvery  = time.Second // how often a change of the file is looked for
+	sharedKeyEnd = "copy the key file from a node that runs, or make one with gatepost store init-key where there is none yet"
 )
 
-// InitKeyFile makes the file of keys for a fleet, with one key that seals from now on. It never replaces a file.
-func InitKeyFile(path string, now time.Time) (Key, error) {
-	key, err := generateSealKey(nil, now, now)
-	if err != nil {
-		return Key{}, err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		err = errKeyFileExists
-	}
-	if err != nil {
-		return Key{}, fmt.Errorf("make %s: %w", path, err)
-	}
-	_, err = f.Write(formatKeys(map[int64]sealKey{key.id: key}))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return Key{}, fmt.Errorf("make %s: %w", path, errors.Join(err, os.Remove(path)))
-	}
-	return Key{key.id, key.created}, syncDir(filepath.Dir(path))
+// sharedKeys is what a keyring knows of a file that others write.
+type sharedKeys struct {
+	now    func() time.Time
+	looked atomic.Int64 // bootTime of the last look
+	seen   atomic.Pointer[[]byte]
 }
 
-// AddKey adds a key that seals from a moment on, which leaves time to bring the file to every node before. Mail that one
-// node seals with a key that another has not got would be held there.
-func AddKey(path string, now, from time.Time) (added Key, err error) {
-	err = changeKeyFile(path, func(keys map[int64]sealKey) error {
-		key, err := generateSealKey(keys, now, from)
-		if err != nil {
-			return err
+// openSharedKeys reads the key file of a fleet.
+func openSharedKeys(path string, now func() time.Time) (*keyring, addressKey, error) {
+	text, keys, history, err := readKeyFile(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	k := &keyring{path: path, shared: &sharedKeys{now: now}, keys: keys, pinned: map[int64]int{}}
+	k.shared.seen.Store(&text)
+	k.shared.looked.Store(int64(bootTime()))
+	return k, history, nil
+}
+
+// readKeyFile reads a key file, which must hold a history key and a key that seals.
+func readKeyFile(path string) (text []byte, keys map[int64]sealKey, history addressKey, err error) {
+	if text, err = readPrivate(path); err != nil {
+		return nil, nil, nil, fmt.Errorf("read the key file: %w", err)
+	}
+	if text == nil {
+		return nil, nil, nil, fmt.Errorf("key file %s is not there: %s", path, sharedKeyEnd)
+	}
+	keys = map[int64]sealKey{}
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		bad := fmt.Errorf("%s:%d: not a key (id, time, base64): %s", path, n, sharedKeyEnd)
+		f := strings.Fields(line)
+		if len(f) == 3 && f[0] == historyWord {
+			secret, err := base64.StdEncoding.DecodeString(f[2])
+			if err != nil || len(secret) != keySize || history != nil {
+				return nil, nil, nil, bad
+			}
+			history = secret
+			continue
+		}
+		key, err := parseSealKey(line)
+		if _, twice := keys[key.id]; err != nil || twice {
+			return nil, nil, nil, bad
 		}
 		keys[key.id] = key
-		added = Key{key.id, key.created}
-		return nil
-	})
-	return added, err
-}
-
-// RemoveKeys takes keys out of the file. What they have sealed can never be read again.
-func RemoveKeys(path string, ids ...int64) error {
-	return changeKeyFile(path, func(keys map[int64]sealKey) error {
-		for _, id := range ids {
-			delete(keys, id)
-		}
-		if len(keys) == 0 {
-			return errors.New("no key would be left")
-		}
-		return nil
-	})
-}
-
-// ReadKeys returns what is in the file of keys, oldest first.
-func ReadKeys(path string) ([]Key, error) {
-	keys, err := readKeyFile(path)
-	if err != nil {
-		return nil, err
 	}
-	var all []Key
-	for _, k := range keys {
-		all = append(all, Key{k.id, k.created})
+	if history == nil || len(keys) == 0 {
+		return nil, nil, nil, fmt.Errorf("key file %s lacks its line history, or has no other: %s", path, sharedKeyEnd)
 	}
-	slices.SortFunc(all, func(a, b Key) int { return cmp.Or(a.From.Compare(b.From), cmp.Compare(a.ID, b.ID)) })
-	return all, nil
+	return text, keys, history, nil
 }
 
-// Sealing returns which of keys, sorted as ReadKeys does, seals at a moment: the last that has begun. Before the first
-// has begun, because the clock of this host is behind that of the one that made it, that is the first.
-func Sealing(keys []Key, now time.Time) Key {
-	seals := keys[0]
-	for _, k := range keys {
-		if !k.From.After(now) {
-			seals = k
+// chooseShared returns the newest key whose time has come. The caller holds turn.
+func (k *keyring) chooseShared(now time.Time) (sealKey, error) {
+	k.reread()
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	var newest, first sealKey
+	for _, key := range k.keys {
+		if !key.created.After(now) && (newest.aead == nil || newer(key, newest)) {
+			newest = key
+		}
+		if first.aead == nil || newer(first, key) {
+			first = key
 		}
 	}
-	return seals
+	if newest.aead == nil {
+		newest = first // the clock is behind: every node that has the file knows the oldest
+	}
+	return newest, nil
 }
 
-// Replaced returns those of keys, sorted as ReadKeys does, in whose place another had begun to seal at that moment. Once no
-// row needs such a key it can be destroyed.
-func Replaced(keys []Key, then time.Time) []Key {
-	begun := slices.DeleteFunc(slices.Clone(keys), func(k Key) bool { return k.From.After(then) })
-	return begun[:max(0, len(begun)-1)]
+func newer(a, b sealKey) bool {
+	return a.created.After(b.created) || a.created.Equal(b.created) && a.id > b.id
 }
 
-// readKeyFile reads a file that must be there and hold a key.
-func readKeyFile(path string) (map[int64]sealKey, error) {
-	text, err := readPrivate(path)
-	if err == nil && text == nil {
-		err = errors.New("it does not exist: gatepost store init-key makes it, once for all nodes")
+// reread takes in a file that has changed, and reports whether it did. One that can't be read changes nothing: its old
+// keys are as good as before, and a sign-in code should not wait for a mistake to be undone.
+func (k *keyring) reread() bool {
+	looked, now := k.shared.looked.Load(), int64(bootTime())
+	if now-looked < int64(rereadEvery) || !k.shared.looked.CompareAndSwap(looked, now) {
+		return false
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read the keys in %s: %w", path, err)
+	text, keys, _, err := readKeyFile(k.path)
+	if err != nil || bytes.Equal(text, *k.shared.seen.Load()) {
+		return false
 	}
-	keys, err := parseKeys(path, text)
-	if err == nil && len(keys) == 0 {
-		err = fmt.Errorf("%s holds no key: restore it, or copy it from another node", path)
-	}
-	return keys, err
+	k.shared.seen.Store(&text)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.keys = keys
+	return true
 }
 
-// changeKeyFile replaces the file by what change makes of its keys. The new one belongs to whom the old one did: root
-// changes what the daemon's user reads.
-func changeKeyFile(path string, change func(keys map[int64]sealKey) error) error {
-	lock, err := lockKeyFile(path)
-	if err != nil {
-		return fmt.Errorf("change %s: %w", path, err)
+// check is what tells two history keys apart without giving away either.
+func (k addressKey) check() string {
+	h := hmac.New(sha256.New, k)
+	h.Write([]byte("gatepost history key"))
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// NewKeyFile makes the key file of a new fleet, with mode 0600. It refuses to replace one.
+func NewKeyFile(path string) error {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		if err == nil {
+			err = errors.New("it is there already: gatepost store rotate-key adds a key to it")
+		}
+		return fmt.Errorf("make key file %s: %w", path, err)
 	}
-	defer lock.Close()
-	keys, err := readKeyFile(path)
-	if err != nil {
+	history := make([]byte, keySize)
+	rand.Read(history)
+	keys := map[int64]sealKey{}
+	now := time.Now()
+	if _, err := addKey(keys, now); err != nil {
 		return err
 	}
-	if err := change(keys); err != nil {
-		return fmt.Errorf("change %s: %w", path, err)
-	}
-	info, err := lock.Stat()
-	if err != nil {
-		return fmt.Errorf("change %s: %w", path, err)
-	}
-	owner := info.Sys().(*syscall.Stat_t)
-	return writeFileAs(path, formatKeys(keys), int(owner.Uid), int(owner.Gid))
+	return writeFile(path, formatKeyFile(now, history, keys))
 }
 
-// lockKeyFile keeps others from changing the file until it is closed.
-func lockKeyFile(path string) (*os.File, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		err = errKeyFileBusy
-	}
-	if err == nil && !isStill(f, path) {
-		err = errKeyFileBusy // replaced between our opening and our locking it
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
-func isStill(f *os.File, path string) bool {
-	opened, err1 := f.Stat()
-	there, err2 := os.Stat(path)
-	return err1 == nil && err2 == nil && os.SameFile(opened, there)
-}
-
-// writeFileAs is writeFile for a file of somebody else's.
-func writeFileAs(path string, data []byte, uid, gid int) error {
-	tmp := path + ".new"
-	err := writeSynced(tmp, data)
-	if err == nil {
-		err = os.Chown(tmp, uid, gid)
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		os.Remove(tmp)
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return syncDir(filepath.Dir(path))
+// formatKeyFile writes what readKeyFile reads.
+func formatKeyFile(now time.Time, history addressKey, keys map[int64]sealKey) []byte {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %d %s\n", historyWord, ms(now), base64.StdEncoding.EncodeToString(history))
+	writeKeys(&b, keys)
+	return []byte(b.String())
 }

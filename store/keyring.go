@@ -31,7 +31,8 @@ var errNoKey = errors.New("the key that sealed it is gone")
 // bodies under it: SQL leaves copies in log frames, free pages and backups. One key is used for ten minutes of mail,
 // so that what is settled soon becomes unreadable soon.
 type keyring struct {
-	path string
+	path   string
+	shared *sharedKeys // nil where this process alone writes the file
 
 	turn   sync.Mutex    // held to choose or change keys; taken before mu
 	pinned map[int64]int // bodies on their way that no row tells of yet; guarded by turn
@@ -60,20 +61,11 @@ func newSealKey(id int64, created time.Time, secret []byte) (sealKey, error) {
 // openKeyring reads the file of one key a line (id, time of creation in ms, base64) and adds a new key, which the bodies of
 // this incarnation are sealed with.
 func openKeyring(path string, now time.Time) (*keyring, error) {
-	k := &keyring{path: path, pinned: map[int64]int{}}
+	k := &keyring{path: path, keys: map[int64]sealKey{}, pinned: map[int64]int{}}
 	text, err := readPrivate(path)
 	if err != nil {
 		return nil, fmt.Errorf("read spool key: %w", err)
 	}
-	if k.keys, err = parseKeys(path, text); err != nil {
-		return nil, err
-	}
-	return k, k.rotate(now)
-}
-
-// parseKeys reads what formatKeys writes. path is for its error.
-func parseKeys(path string, text []byte) (map[int64]sealKey, error) {
-	keys := map[int64]sealKey{}
 	n := 0
 	for line := range strings.Lines(string(text)) {
 		n++
@@ -81,9 +73,9 @@ func parseKeys(path string, text []byte) (map[int64]sealKey, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s:%d: not a key (id, time, base64): restore the file, or take that line out; auth mail sealed with it will be held", path, n)
 		}
-		keys[key.id] = key
+		k.keys[key.id] = key
 	}
-	return keys, nil
+	return k, k.rotate(now)
 }
 
 func parseSealKey(line string) (sealKey, error) {
@@ -101,48 +93,53 @@ func parseSealKey(line string) (sealKey, error) {
 }
 
 // save writes keys to the file. Nobody else writes it: the state directory is locked.
-func (k *keyring) save(keys map[int64]sealKey) error { return writeFile(k.path, formatKeys(keys)) }
+func (k *keyring) save(keys map[int64]sealKey) error {
+	var b strings.Builder
+	writeKeys(&b, keys)
+	return writeFile(k.path, []byte(b.String()))
+}
 
-func formatKeys(keys map[int64]sealKey) []byte {
-	var b []byte
+func writeKeys(b *strings.Builder, keys map[int64]sealKey) {
 	for _, key := range slices.SortedFunc(maps.Values(keys), func(a, b sealKey) int { return cmp.Compare(a.id, b.id) }) {
-		b = fmt.Appendf(b, "%d %d %s\n", key.id, ms(key.created), base64.StdEncoding.EncodeToString(key.secret))
+		fmt.Fprintf(b, "%d %d %s\n", key.id, ms(key.created), base64.StdEncoding.EncodeToString(key.secret))
 	}
-	return b
 }
 
-// generateSealKey makes a key beside the others that seals from a moment on. Ids follow the clock, so that the number of a
+// rotate adds a key and makes it the current one once it is durable. Ids follow the clock, so that the number of a
 // destroyed key never comes back to rows in a backup.
-func generateSealKey(others map[int64]sealKey, now, from time.Time) (sealKey, error) {
-	id := now.UnixMilli()
-	for old := range others {
-		id = max(id, old+1)
-	}
-	secret := make([]byte, keySize)
-	rand.Read(secret)
-	return newSealKey(id, from, secret)
-}
-
-// rotate adds a key and makes it the current one once it is durable.
 func (k *keyring) rotate(now time.Time) error {
-	key, err := generateSealKey(k.keys, now, now)
+	keys := maps.Clone(k.keys)
+	id, err := addKey(keys, now)
 	if err != nil {
 		return err
 	}
-	keys := maps.Clone(k.keys)
-	keys[key.id] = key
 	if err := k.save(keys); err != nil {
 		return err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.keys, k.current = keys, key.id
+	k.keys, k.current = keys, id
 	return nil
+}
+
+// addKey adds a new key to keys.
+func addKey(keys map[int64]sealKey, created time.Time) (id int64, err error) {
+	id = created.UnixMilli()
+	for old := range keys {
+		id = max(id, old+1)
+	}
+	secret := make([]byte, keySize)
+	rand.Read(secret)
+	keys[id], err = newSealKey(id, created, secret)
+	return id, err
 }
 
 // choose returns the key for the next body. One that is due for rotation but cannot be replaced just now goes on: it is
 // durable, and a sign-in code should not wait for a better one. The caller holds turn.
 func (k *keyring) choose(now time.Time) (sealKey, error) {
+	if k.shared != nil {
+		return k.chooseShared(now)
+	}
 	key, ok := k.keys[k.current]
 	if !ok || now.Sub(key.created) >= keyLife || now.Before(key.created) {
 		if err := k.rotate(now); err != nil && !ok {
@@ -189,9 +186,10 @@ func (k *keyring) unpin(keyID int64) {
 
 // open decrypts what seal made. It may be called from any goroutine.
 func (k *keyring) open(keyID int64, id message.ID, sealed []byte) ([]byte, error) {
-	k.mu.RLock()
-	key, ok := k.keys[keyID]
-	k.mu.RUnlock()
+	key, ok := k.find(keyID)
+	if !ok && k.shared != nil && k.reread() {
+		key, ok = k.find(keyID)
+	}
 	if !ok {
 		return nil, errNoKey
 	}
@@ -200,6 +198,13 @@ func (k *keyring) open(keyID int64, id message.ID, sealed []byte) ([]byte, error
 		return nil, errNoKey // another key under the same number, or bytes changed on disk: as good as gone
 	}
 	return body, nil
+}
+
+func (k *keyring) find(keyID int64) (sealKey, bool) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	key, ok := k.keys[keyID]
+	return key, ok
 }
 
 // retire destroys the keys that no row needs any more, the current one too once it has had its time. Only the writer

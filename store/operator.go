@@ -14,7 +14,8 @@ import (
 const (
 	defaultRows = 100
 	maxIDs      = 1000 // in one filter
-	changePage  = 200  // rows changed at once; between two pages other mail is committed
+	noLimit     = 1 << 40
+	changePage  = 200 // rows changed at once; between two pages other mail is committed
 )
 
 // List returns the rows that f chooses, in order of id. A message is never cut in two, so that paging by id misses
@@ -29,7 +30,7 @@ func (s *Store) List(ctx context.Context, f message.QueueFilter) ([]message.Queu
 		last := found[limit-1].id()
 		f.IDs = []message.ID{last.Message}
 		var tail []row
-		tail, err = s.find(ctx, f, last, -1)
+		tail, err = s.find(ctx, f, last, noLimit)
 		found = append(found, tail...)
 	}
 	if err != nil {
@@ -40,7 +41,7 @@ func (s *Store) List(ctx context.Context, f message.QueueFilter) ([]message.Queu
 
 // Show returns all queued recipients of a message.
 func (s *Store) Show(ctx context.Context, id message.ID) ([]message.QueueRow, error) {
-	found, err := s.find(ctx, message.QueueFilter{IDs: []message.ID{id}}, message.RecipientID{}, -1)
+	found, err := s.find(ctx, message.QueueFilter{IDs: []message.ID{id}}, message.RecipientID{}, noLimit)
 	if err != nil {
 		return nil, fmt.Errorf("show message %v: %w", id, err)
 	}
@@ -62,7 +63,7 @@ func queueRows(found []row) []message.QueueRow {
 	return list
 }
 
-// find reads up to limit rows that f chooses behind after, all where limit is negative.
+// find reads up to limit rows that f chooses behind after.
 func (s *Store) find(ctx context.Context, f message.QueueFilter, after message.RecipientID, limit int) (found []row, err error) {
 	where, args, err := condition(f)
 	if err != nil {
@@ -240,6 +241,7 @@ func (s *Store) HoldStream(ctx context.Context, stream string, hold bool) error 
 			_, err = t.exec("DELETE FROM meta WHERE key = ?", holdKey+stream)
 			t.lanes[stream] = true
 		}
+		t.holds = true
 		t.after = append(t.after, func() { s.setHeld(stream, hold) })
 		return err
 	})
@@ -260,7 +262,11 @@ func (s *Store) setHeld(stream string, hold bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held[stream] = hold
+	s.heldChanges++
 }
+
+// holdSelect finds the streams on hold.
+const holdSelect = "SELECT key FROM meta WHERE substr(key, 1, 5) = 'hold:'"
 
 func (s *Store) loadHolds(t *tx) error {
 	held := map[string]bool{}
@@ -269,7 +275,7 @@ func (s *Store) loadHolds(t *tx) error {
 		err := r.Scan(&key)
 		held[strings.TrimPrefix(key, holdKey)] = true
 		return err == nil, err
-	}, "SELECT key FROM meta WHERE key >= 'hold:' AND key < 'hold;'")
+	}, holdSelect)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held = held

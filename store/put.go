@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"gatepost/event"
 	"gatepost/message"
@@ -172,17 +173,17 @@ func (t *tx) seal(m *message.Message, large *largeBody) (b storedBody, err error
 // history holds no message without an end.
 func (j *putJob) undo(t *tx) error {
 	for _, m := range j.messages {
-		n, err := t.db.takeBack(t, m.ID)
+		ns, err := t.db.takeBack(t, m.ID)
 		if err == nil {
 			err = t.db.endMessage(t, m.ID)
 		}
 		if err != nil {
 			return fmt.Errorf("take back message %v: %w", m.ID, err)
 		}
-		if n == 0 || j.own {
-			continue
-		}
 		for i := range m.Recipients {
+			if j.own || !slices.Contains(ns, m.Recipients[i].N) {
+				continue
+			}
 			e := recipientEvent(event.Dropped, m, &m.Recipients[i], t.now)
 			e.Data.Text = "the disk failed while this was being stored; the client was told to try again"
 			if err := t.append(e); err != nil {

@@ -92,6 +92,8 @@ func (s *Store) Ready(kind message.Kind) error {
 	switch {
 	case s.closed.Load():
 		return reply.New(451, "4.3.2", "gatepost is stopping, please try again later")
+	case s.failing.Load() && s.fleet != nil:
+		return reply.New(451, "4.3.0", "Mail cannot be stored right now, please try again later")
 	case s.failing.Load():
 		return reply.New(452, "4.3.1", "Mail cannot be stored right now, please try again later")
 	case s.space.full.Load() || !s.space.enough(kind):

@@ -25,7 +25,7 @@ const (
 	readerCount   = 3
 )
 
-//go:embed migrations/sqlite/*.sql
+//go:embed migrations/sqlite/*.sql migrations/postgres/*.sql
 var migrations embed.FS
 
 // tables are those a database of any version must have; each is touched once at start, so that a damaged root page shows then.
@@ -323,13 +323,13 @@ func code(err error) int {
 	return 0
 }
 
-// isFull reports whether err says that the disk is full. SQLite has undone the transaction then.
+// isFull reports whether err says that the disk is full. The engine has undone the transaction then.
 func isFull(err error) bool {
-	return code(err) == sqlite3.SQLITE_FULL || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return code(err) == sqlite3.SQLITE_FULL || isCode(err, "53100") || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// isBusy reports whether err says that another process keeps the database locked.
+// isBusy reports whether err says that others keep the database locked, or that it took too long.
 func isBusy(err error) bool {
 	c := code(err)
-	return c == sqlite3.SQLITE_BUSY || c == sqlite3.SQLITE_LOCKED
+	return c == sqlite3.SQLITE_BUSY || c == sqlite3.SQLITE_LOCKED || isCode(err, "55P03", "57014")
 }

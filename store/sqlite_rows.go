@@ -239,8 +239,14 @@ func (d *liteDB) again(t *tx, found []row) (now []row, err error) {
 	return now, nil
 }
 
-func (d *liteDB) takeBack(_ *tx, id message.ID) (n int64, err error) {
-	return d.exec("DELETE FROM recipient WHERE message = ?", int64(id))
+func (d *liteDB) takeBack(_ *tx, id message.ID) (ns []int, err error) {
+	err = d.query(func(r scanner) (bool, error) {
+		var n int
+		err := r.Scan(&n)
+		ns = append(ns, n)
+		return err == nil, err
+	}, "DELETE FROM recipient WHERE message = ? RETURNING n", int64(id))
+	return ns, err
 }
 
 func (d *liteDB) end(_ *tx, id message.RecipientID) error {

@@ -66,9 +66,10 @@ type Store struct {
 	failing atomic.Bool // between a failed commit and the database's recovery
 	closed  atomic.Bool
 
-	mu    sync.Mutex
-	wakes map[string]chan struct{}
-	held  map[string]bool // streams on hold
+	mu          sync.Mutex
+	wakes       map[string]chan struct{}
+	held        map[string]bool // streams on hold
+	heldChanges int             // by this node
 }
 
 // Open opens the store in o.Dir, or makes one. Its errors say what to do. What an earlier incarnation owned when it
@@ -147,6 +148,9 @@ func (s *Store) open(dir string) (err error) {
 func (s *Store) Close(ctx context.Context) error {
 	s.closed.Store(true)
 	s.writer.queue.close()
+	if s.fleet != nil && s.failing.Load() {
+		s.fleet.cancel() // what it waits for would come to late
+	}
 	select {
 	case <-s.writer.stopped:
 	case <-ctx.Done():
@@ -163,13 +167,20 @@ func (s *Store) Close(ctx context.Context) error {
 
 // shut closes the files.
 func (s *Store) shut() error {
+	if s.fleet != nil {
+		s.fleet.stop()
+	}
 	err := s.writer.close()
 	return errors.Join(err, s.lock.Close())
 }
 
 // Lease returns the epoch under which rows are ours, and a function that says whether they stay so: they do while the
-// database is open and well. No clock is involved, since the state directory is locked.
+// database is open and well; no clock is involved, since the state directory is locked. In a fleet they do while the
+// node's lease has more than margin left, by a clock that nobody sets and that counts suspend.
 func (s *Store) Lease() (epoch int64, valid func(margin time.Duration) bool) {
+	if s.fleet != nil {
+		return s.fleet.lease.now(&s.closed)
+	}
 	return s.epoch.Load(), func(time.Duration) bool { return !s.failing.Load() && !s.closed.Load() }
 }
 
@@ -193,6 +204,13 @@ func (s *Store) wake(lane string) chan struct{} {
 		s.wakes[lane] = c
 	}
 	return c
+}
+
+func (s *Store) wakeLane(lane string) {
+	select {
+	case s.wake(lane) <- struct{}{}:
+	default:
+	}
 }
 
 // NewID returns an id above every id in message and event.

@@ -12,11 +12,11 @@ const supersedeSelect = rowColumns + ` FROM message m INDEXED BY message_superse
 // supersede ends the recipients of messages with m's key that are older than m and only wait to be sent: not those in
 // flight, which may have arrived, nor those an operator holds. It returns the ids of the messages, each once.
 func (t *tx) supersede(m *message.Message) (ids []message.ID, err error) {
-	if len(m.Supersede) == 0 {
+	if len(m.Supersede) == 0 || !t.db.waits(t, m.Supersede) {
 		return nil, nil
 	}
 	var older []row
-	if err := t.rows(&older, supersedeSelect, m.Supersede, int64(m.ID)); err != nil {
+	if err := t.rows(&older, t.db.locking(supersedeSelect), m.Supersede, int64(m.ID)); err != nil {
 		return nil, err
 	}
 	for _, r := range older {

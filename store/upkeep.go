@@ -19,7 +19,9 @@ func (w *writer) upkeep() time.Duration {
 		w.probe()
 		return probeEvery
 	}
-	w.retireKeys()
+	if w.s.fleet == nil { // else they are the operator's
+		w.retireKeys()
+	}
 	w.s.removeParts()
 	more := false
 	w.turn("cut history", func(t *tx) (err error) {
@@ -77,13 +79,29 @@ func (w *writer) retireKeys() {
 	}
 }
 
-// cutHistory deletes a page of events that are older than they are kept. The last one always stays: it holds the count.
+// cutHistory deletes a page of events that are older than they are kept: of this node, and of others that are gone. The
+// last one of each always stays: it holds the count.
 func (t *tx) cutHistory() (more bool, err error) {
 	if t.s.keep <= 0 {
 		return false, nil
 	}
-	n, err := t.exec(`DELETE FROM event WHERE node = 1 AND seq <= (
-		SELECT max(seq) FROM (SELECT seq, at FROM event WHERE node = 1 ORDER BY seq LIMIT ?1) WHERE at < ?2)
-		AND seq < (SELECT max(seq) FROM event WHERE node = 1)`, historyPage, ms(t.now.Add(-t.s.keep)))
-	return n >= historyPage, err
+	var nodes []int
+	if err := t.db.query(func(r scanner) (bool, error) {
+		var node int
+		err := r.Scan(&node)
+		nodes = append(nodes, node)
+		return err == nil, err
+	}, "SELECT id FROM node WHERE id = ? OR lease_until < ? ORDER BY id", t.s.node, ms(t.now)); err != nil {
+		return false, err
+	}
+	for _, node := range nodes {
+		n, err := t.exec(`DELETE FROM event WHERE node = ?3 AND seq <= (
+			SELECT max(seq) FROM (SELECT seq, at FROM event WHERE node = ?3 ORDER BY seq LIMIT ?1) AS page WHERE at < ?2)
+			AND seq < (SELECT max(seq) FROM event WHERE node = ?3)`, historyPage, ms(t.now.Add(-t.s.keep)), node)
+		if err != nil {
+			return false, err
+		}
+		more = more || n >= historyPage
+	}
+	return more, nil
 }

@@ -46,6 +46,7 @@ type tx struct {
 	events []event.Event
 	lanes  map[string]bool // to wake once it is durable
 	after  []func()        // to be called then, before
+	holds  bool            // streams on hold were changed
 }
 
 // commitError is a COMMIT that failed: whether it happened is not known.
@@ -114,17 +115,10 @@ func (w *writer) sleep(d time.Duration) {
 // write does a batch in one transaction. Where that fails and is undone, each job has another try of its own, so that
 // one that cannot be done takes nobody along.
 func (w *writer) write(jobs []job) {
-	err := w.begin(func(t *tx) error {
-		if err := t.db.prepare(t, jobs); err != nil {
-			return err
-		}
-		for _, j := range jobs {
-			if err := j.apply(t); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	err := w.apply(jobs)
+	if errors.Is(err, errEpoch) {
+		err = w.apply(jobs) // under a new one
+	}
 	w.note(jobs, err)
 	if _, failed := errors.AsType[*commitError](err); failed {
 		w.fail(jobs, err)
@@ -141,6 +135,20 @@ func (w *writer) write(jobs []job) {
 		}
 		w.write([]job{j})
 	}
+}
+
+func (w *writer) apply(jobs []job) error {
+	return w.begin(func(t *tx) error {
+		if err := t.db.prepare(t, jobs); err != nil {
+			return err
+		}
+		for _, j := range jobs {
+			if err := j.apply(t); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func finish(jobs []job, err error) {
@@ -210,10 +218,10 @@ func (w *writer) durable(t *tx) {
 		do()
 	}
 	for lane := range t.lanes {
-		select {
-		case w.s.wake(lane) <- struct{}{}:
-		default:
-		}
+		w.s.wakeLane(lane)
+	}
+	if w.s.fleet != nil {
+		w.s.fleet.tell(t)
 	}
 }
 

@@ -12,55 +12,64 @@ import (
 	"time"
 )
 
+// newKeyFile makes a key file and returns its path and its key.
+func newKeyFile(t *testing.T) (path string, first Key) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "store.key")
+	if err := NewKeyFile(path); err != nil {
+		t.Fatal(err)
+	}
+	return path, must(ReadKeys(path))[0]
+}
+
 func TestAKeyFileIsMadeOnceAndBelongsToItsOwnerAlone(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "store.key")
-	now := time.Now()
-	first := must(InitKeyFile(path, now))
+	path, _ := newKeyFile(t)
 	info := must(os.Stat(path))
 	if info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, want 0600", info.Mode())
 	}
 	before := must(os.ReadFile(path))
-	if _, err := InitKeyFile(path, now); !errors.Is(err, errKeyFileExists) {
+	if err := NewKeyFile(path); err == nil || !strings.Contains(err.Error(), "gatepost store rotate-key") {
 		t.Errorf("a second one is made, or refused with %v", err)
 	}
 	if !slices.Equal(must(os.ReadFile(path)), before) {
 		t.Error("the file changed")
 	}
-	keys := must(ReadKeys(path))
-	if len(keys) != 1 || keys[0].ID != first.ID || Sealing(keys, now) != keys[0] {
-		t.Errorf("it holds %v, want %v, which seals", keys, first)
-	}
 }
 
 func TestAnAddedKeySealsFromItsMomentOnAndNotBefore(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "store.key")
-	now := time.Now().Truncate(time.Millisecond)
-	first := must(InitKeyFile(path, now))
-	second := must(AddKey(path, now, now.Add(time.Hour)))
-	third := must(AddKey(path, now, now.Add(time.Minute)))
+	path, first := newKeyFile(t)
+	second := must(AddKey(path, first.From.Add(time.Hour)))
+	third := must(AddKey(path, first.From.Add(time.Minute)))
 	keys := must(ReadKeys(path))
+	if want := []Key{first, third, second}; !slices.Equal(keys, want) {
+		t.Fatalf("the file holds %v, want %v", keys, want)
+	}
+	ring, _, err := openSharedKeys(path, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for after, want := range map[time.Duration]Key{
 		-time.Hour: first, // this clock is behind that of the host where the file was made
 		0:          first, time.Minute - 1: first,
 		time.Minute: third, time.Hour - 1: third,
 		time.Hour: second, 100 * time.Hour: second,
 	} {
-		if got := Sealing(keys, now.Add(after)); got.ID != want.ID {
-			t.Errorf("after %v key %d seals, want %d of %v", after, got.ID, want.ID, keys)
+		if got := must(ring.chooseShared(first.From.Add(after))); got.id != want.ID {
+			t.Errorf("after %v key %d seals, want %d of %v", after, got.id, want.ID, keys)
 		}
 	}
 	for after, want := range map[time.Duration]int{-1: 0, 0: 0, time.Minute - 1: 0, time.Minute: 1, time.Hour - 1: 1, time.Hour: 2} {
-		if got := Replaced(keys, now.Add(after)); !slices.Equal(got, keys[:want]) {
+		if got := Replaced(keys, first.From.Add(after)); !slices.Equal(got, keys[:want]) {
 			t.Errorf("after %v %v are replaced, want %d of %v", after, got, want, keys)
 		}
 	}
 	if err := RemoveKeys(path, first.ID, third.ID); err != nil {
 		t.Fatal(err)
 	}
-	if keys := must(ReadKeys(path)); len(keys) != 1 || keys[0].ID != second.ID {
+	if keys := must(ReadKeys(path)); !slices.Equal(keys, []Key{second}) {
 		t.Errorf("%v is left, want %v", keys, second)
 	}
 	if err := RemoveKeys(path, second.ID); err == nil {
@@ -76,32 +85,31 @@ func TestAChangedKeyFileKeepsItsOwnerAndItsOldKeys(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Fatal("run as root: the daemon's user owns the file that root changes")
 	}
-	path := filepath.Join(t.TempDir(), "store.key")
-	must(InitKeyFile(path, time.Now()))
-	line := strings.TrimSpace(string(must(os.ReadFile(path))))
+	path, _ := newKeyFile(t)
+	before := strings.Fields(string(must(os.ReadFile(path))))
 	if err := os.Chown(path, 64242, 64243); err != nil {
 		t.Fatal(err)
 	}
-	must(AddKey(path, time.Now(), time.Now()))
+	must(AddKey(path, time.Now().Add(time.Hour)))
 	info := must(os.Stat(path))
 	if s := info.Sys().(*syscall.Stat_t); s.Uid != 64242 || s.Gid != 64243 || info.Mode().Perm() != 0o600 {
 		t.Errorf("it belongs to %d:%d with mode %v", s.Uid, s.Gid, info.Mode())
 	}
-	if text := string(must(os.ReadFile(path))); !strings.HasPrefix(text, line+"\n") || strings.Count(text, "\n") != 2 {
-		t.Error("the old key is not in it unchanged, with one more")
+	after := strings.Fields(string(must(os.ReadFile(path))))
+	if len(before) != 6 || len(after) != 9 || after[2] != before[2] || after[5] != before[5] {
+		t.Error("the history key and the old key are not in it unchanged, with one more")
 	}
 }
 
 func TestKeysAddedAtOnceAreAllThereOrRefused(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "store.key")
-	must(InitKeyFile(path, time.Now()))
+	path, _ := newKeyFile(t)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	added := 0
 	for range 16 {
 		wg.Go(func() {
-			_, err := AddKey(path, time.Now(), time.Now())
+			_, err := AddKey(path, time.Now())
 			mu.Lock()
 			defer mu.Unlock()
 			if err == nil {
@@ -124,25 +132,24 @@ func TestAKeyFileThatCannotBeUsedIsToldWithItsLine(t *testing.T) {
 		mode os.FileMode
 		want string
 	}{
-		"empty":                {"", 0o600, "holds no key"},
-		"readable by all":      {"x", 0o644, "chmod 600"},
-		"not a key":            {"1 2 3\n", 0o600, "store.key:1: not a key"},
-		"a broken second line": {"", 0o600, "store.key:2: not a key"},
+		"empty":               {"", 0o600, "lacks its line history"},
+		"readable by all":     {"x", 0o644, "chmod 600"},
+		"not a key":           {"1 2 3\n", 0o600, "store.key:1: not a key"},
+		"a broken third line": {"", 0o600, "store.key:3: not a key"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "store.key")
-			if strings.Contains(name, "second") {
-				must(InitKeyFile(path, time.Now()))
+			path, _ := newKeyFile(t)
+			if strings.Contains(name, "third") {
 				tt.text = string(must(os.ReadFile(path))) + "c2VjcmV0\n"
 			}
-			if err := os.WriteFile(path, []byte(tt.text), tt.mode); err != nil {
+			if err := errors.Join(os.WriteFile(path, []byte(tt.text), tt.mode), os.Chmod(path, tt.mode)); err != nil {
 				t.Fatal(err)
 			}
 			_, err := ReadKeys(path)
 			if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "c2VjcmV0") {
 				t.Errorf("told %v, want %q", err, tt.want)
 			}
-			if _, err := AddKey(path, time.Now(), time.Now()); err == nil {
+			if _, err := AddKey(path, time.Now()); err == nil {
 				t.Error("a key could be added")
 			}
 		})
