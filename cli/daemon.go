@@ -199,13 +199,16 @@ func (d *daemon) run(ctx context.Context, started func(), beside ...func(ctx con
 	return errors.Join(err, d.closeStore())
 }
 
-// alive returns nil if lanes turn and the queue can be written.
+// alive returns nil if the queue can be written and lanes turn.
 func (d *daemon) alive(ctx context.Context) error {
-	if err := d.relay.Alive(ctx); err != nil {
-		return err
+	if err := d.writable(); err != nil {
+		return err // first, since lanes may wait for it
 	}
-	return d.writable()
+	return d.relay.Alive(ctx)
 }
+
+// shares reports whether the queue is in a database that other nodes use too.
+func (d *daemon) shares() bool { return d.cfg().Store.Engine == "postgres" }
 
 func (d *daemon) writable() error {
 	if _, valid := d.store.Lease(); valid(0) {
@@ -217,14 +220,11 @@ func (d *daemon) writable() error {
 	return fmt.Errorf("the queue in %s cannot be written", d.cfg().StateDir)
 }
 
-// shares reports whether the queue is in a database that other nodes use too.
-func (d *daemon) shares() bool { return d.cfg().Store.Engine == "postgres" }
-
 // wedged returns an error where starting anew may help. That cannot bring back a database that is away, and meanwhile nobody
 // would tell clients to try again.
 func (d *daemon) wedged(ctx context.Context) error {
-	if d.shares() {
-		return d.relay.Alive(ctx)
+	if d.shares() && d.writable() != nil {
+		return nil
 	}
 	return d.alive(ctx)
 }

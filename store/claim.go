@@ -134,7 +134,7 @@ func (s *Store) deliveries(rows []row, epoch int64) ([]*message.Delivery, error)
 		if d == nil {
 			m := r.message
 			m.AcceptedAt, m.ExpiresAt = s.local(m.AcceptedAt), s.local(m.ExpiresAt)
-			d = &message.Delivery{Message: m, Epoch: epoch}
+			d = &message.Delivery{Message: m, Epoch: epoch, Held: r.broken}
 			byID[r.message.ID] = d
 			ds = append(ds, d)
 		}
@@ -180,7 +180,7 @@ func (s *Store) openBody(d *message.Delivery, b storedBody, found bool) (err err
 			return err
 		}
 	}
-	m.Raw, d.Held = data, !found || err != nil
+	m.Raw, d.Held = data, d.Held || !found || err != nil
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -8,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -105,39 +107,73 @@ func (j *recordJob) finish(err error) {
 type EventQuery struct {
 	Message message.ID
 	Address string // of a recipient, in any case
-	After   int64  // only numbers (Seq) above it
+	Node    int    // by whose number After counts
+	After   int64  // only numbers (Seq) above it; needs Node, where there are several
 	Limit   int    // 0 for 100; 10,000 at most
 	Newest  bool   // newest first; else oldest first
 }
 
-// Events returns what history holds. Address is empty in events of streams that keep only its HMAC, also when they were
-// found by address.
-func (s *Store) Events(ctx context.Context, q EventQuery) ([]event.Event, error) {
-	where, args := "node = ? AND seq > ?", []any{s.node, q.After}
+// Events returns what history holds, in order of time; what one node recorded is in order of its numbers. Address is
+// empty in events of streams that keep only its HMAC, also when they were found by address.
+func (s *Store) Events(ctx context.Context, q EventQuery) (events []event.Event, err error) {
+	if q.Limit = min(q.Limit, maxEvents); q.Limit <= 0 {
+		q.Limit = defaultEvents
+	}
+	nodes := []int{q.Node} // of an index by message or address, all are read at once
+	if q.Node == 0 && q.Message == 0 && q.Address == "" {
+		if nodes, err = s.nodes(ctx); err != nil {
+			return nil, fmt.Errorf("read history: %w", err)
+		}
+	}
+	for _, q.Node = range nodes {
+		if events, err = s.appendEvents(ctx, events, q); err != nil {
+			return nil, fmt.Errorf("read history: %w", err)
+		}
+	}
+	if len(nodes) > 1 {
+		slices.SortStableFunc(events, func(a, b event.Event) int {
+			if q.Newest {
+				a, b = b, a
+			}
+			return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Seq, b.Seq))
+		})
+	}
+	return events[:min(len(events), q.Limit)], nil
+}
+
+// appendEvents reads events that q chooses.
+func (s *Store) appendEvents(ctx context.Context, events []event.Event, q EventQuery) ([]event.Event, error) {
+	where, args := "seq > ?", []any{q.After}
+	order := "at, node, seq"
+	if q.Node != 0 || s.fleet == nil {
+		where, args, order = where+" AND node = ?", append(args, cmp.Or(q.Node, s.node)), "seq"
+	}
 	if q.Message != 0 {
 		where, args = where+" AND message = ?", append(args, int64(q.Message))
 	}
 	if q.Address != "" {
 		where, args = where+" AND address_key = ?", append(args, s.history.of(q.Address))
 	}
-	order := "seq"
 	if q.Newest {
-		order = "seq DESC"
+		order = strings.ReplaceAll(order, ",", " DESC,") + " DESC"
 	}
-	limit := min(q.Limit, maxEvents)
-	if limit <= 0 {
-		limit = defaultEvents
-	}
-	var events []event.Event
 	err := s.read(ctx, func(rows scanner) (bool, error) {
 		e, err := scanEvent(rows)
 		events = append(events, e)
 		return err == nil, err
-	}, eventSelect+" WHERE "+where+" ORDER BY "+order+" LIMIT ?", append(args, limit)...)
-	if err != nil {
-		return nil, fmt.Errorf("read history: %w", err)
-	}
-	return events, nil
+	}, eventSelect+" WHERE "+where+" ORDER BY "+order+" LIMIT ?", append(args, q.Limit)...)
+	return events, err
+}
+
+// nodes returns the numbers of all nodes that there have been.
+func (s *Store) nodes(ctx context.Context) (nodes []int, err error) {
+	err = s.read(ctx, func(r scanner) (bool, error) {
+		var n int
+		err := r.Scan(&n)
+		nodes = append(nodes, n)
+		return err == nil, err
+	}, "SELECT id FROM node ORDER BY id")
+	return nodes, err
 }
 
 const eventSelect = "SELECT node, seq, at, message, n, kind, stream, upstream, address, data FROM event"

@@ -26,13 +26,14 @@ type PostgresOptions struct {
 //
 // Four connections besides the pool: one writes, one keeps the lease, one listens, and each may fail without the others.
 type fleet struct {
-	s     *Store
-	name  string
-	conns *pgx.ConnConfig // for connections of their own
-	pool  *pgxpool.Pool   // for reading
-	clock fleetClock
-	lease lease
-	texts sync.Map // SQL as written for both engines → as PostgreSQL takes it
+	s          *Store
+	name       string
+	conns      *pgx.ConnConfig // for connections of their own
+	pool       *pgxpool.Pool   // for reading
+	clock      fleetClock
+	lease      lease
+	renewEvery time.Duration
+	texts      sync.Map // SQL as written for both engines → as PostgreSQL takes it
 
 	database string // its id, the same as long as it is the same database
 	channel  string // of notifications
@@ -72,26 +73,22 @@ func OpenPostgres(ctx context.Context, o PostgresOptions) (*Store, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s := newStore(o.Options)
-	s.space.dir = "" // the disk is the server's
-	if err := s.openFleet(o); err != nil {
-		s.lock.Close() // nil is fine
+	f, err := newFleet(o)
+	if err != nil {
 		return nil, err
 	}
-	s.start()
-	s.fleet.start()
-	return s, nil
+	if err := f.open(o); err != nil {
+		f.pool.Close()
+		f.s.lock.Close() // nil is fine
+		return nil, err
+	}
+	f.start()
+	return f.s, nil
 }
 
-func (s *Store) openFleet(o PostgresOptions) (err error) {
-	if o.Node == "" {
-		return errors.New("open store: the node has no name")
-	}
-	f, err := newFleet(s, o)
-	if err != nil {
-		return err
-	}
-	s.fleet, s.now = f, f.clock.now
+// open does what may fail.
+func (f *fleet) open(o PostgresOptions) (err error) {
+	s := f.s
 	if err := makeDir(o.Dir, s.log); err != nil {
 		return err
 	}
@@ -101,28 +98,32 @@ func (s *Store) openFleet(o PostgresOptions) (err error) {
 	if s.keys, s.history, err = openSharedKeys(o.KeyFile, f.clock.now); err != nil {
 		return err
 	}
-	w := newWriter(s, f.where(), f.open)
+	w := newWriter(s, f.where(), f.connect)
 	s.writer = w
 	if w.db, err = w.open(); err != nil {
-		f.pool.Close()
 		return err
 	}
 	if err := w.begin(f.takeOver); err != nil {
 		w.db.close()
-		f.pool.Close()
 		return fmt.Errorf("take over the queue in %s: %w", f.where(), err)
 	}
 	return nil
 }
 
-func newFleet(s *Store, o PostgresOptions) (*fleet, error) {
+// newFleet makes what o tells, without a connection yet.
+func newFleet(o PostgresOptions) (*fleet, error) {
+	if o.Node == "" {
+		return nil, errors.New("open store: the node has no name")
+	}
 	cfg, err := parseDSN(o.DSN)
 	if err != nil {
 		return nil, err
 	}
 	configure(cfg, o.Node)
-	f := &fleet{s: s, name: o.Node, conns: cfg.ConnConfig, news: map[string]bool{}, more: make(chan struct{}, 1)}
-	f.clock.wall = time.Now
+	f := &fleet{s: newStore(o.Options), name: o.Node, conns: cfg.ConnConfig, news: map[string]bool{}, more: make(chan struct{}, 1)}
+	f.clock.wall, f.lease.life, f.renewEvery = time.Now, leaseLife, renewEvery
+	f.s.fleet, f.s.now = f, f.clock.now
+	f.s.space.dir = "" // the disk is the server's
 	f.ending, f.cancel = context.WithCancel(context.Background())
 	if f.pool, err = pgxpool.NewWithConfig(context.Background(), cfg); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -152,6 +153,7 @@ func (f *fleet) takeOver(t *tx) error {
 
 // start lets the goroutines go that stop waits for.
 func (f *fleet) start() {
+	f.s.start()
 	f.active.Go(f.keepLease)
 	f.active.Go(f.listen)
 	f.active.Go(f.notify)

@@ -75,9 +75,9 @@ type backend struct {
 	started time.Time
 }
 
-// open connects the writer, makes sure that what it commits is durable, and takes this node's place. After a failure it
+// connect connects the writer, makes sure that what it commits is durable, and takes this node's place. After a failure it
 // waits until the server has done with the connection before: only then is it decided what of it happened.
-func (f *fleet) open() (database, error) {
+func (f *fleet) connect() (database, error) {
 	ctx, cancel := context.WithTimeout(f.ending, openWithin)
 	defer cancel()
 	d := &pgDB{f: f}

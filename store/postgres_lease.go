@@ -35,6 +35,8 @@ func bootTime() time.Duration {
 // lease is how long this node may hand over what it owns. It counts from when its renewal was sent: the database counts
 // from later.
 type lease struct {
+	life time.Duration
+
 	mu    sync.Mutex
 	epoch int64 // 0 where there is none
 	until time.Duration
@@ -44,7 +46,7 @@ type lease struct {
 func (l *lease) begin(epoch int64, sent time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.epoch, l.until = epoch, sent+leaseLife
+	l.epoch, l.until = epoch, sent+l.life
 }
 
 // extend notes that the lease of an epoch was renewed. If that epoch is over meanwhile it changes nothing.
@@ -52,7 +54,7 @@ func (l *lease) extend(epoch int64, sent time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.epoch == epoch {
-		l.until = sent + leaseLife
+		l.until = sent + l.life
 	}
 }
 
@@ -153,9 +155,9 @@ func (c *fleetClock) local(t time.Time) time.Time {
 func (f *fleet) keepLease() {
 	var conn *pgx.Conn
 	defer func() { closeConn(conn) }()
-	for wait := renewEvery; f.pause(wait); {
+	for wait := f.renewEvery; f.pause(wait); {
 		err := f.turn(&conn)
-		if wait = renewEvery; err == nil {
+		if wait = f.renewEvery; err == nil {
 			continue
 		}
 		closeConn(conn)
@@ -202,7 +204,7 @@ func (f *fleet) renewLease(ctx context.Context, conn *pgx.Conn) error {
 	var now int64
 	sent := bootTime()
 	err := conn.QueryRow(ctx, "UPDATE node SET lease_until = "+serverNow+" + $3 WHERE id = $1 AND epoch = $2 RETURNING "+serverNow,
-		f.s.node, epoch, leaseLife.Milliseconds()).Scan(&now)
+		f.s.node, epoch, f.lease.life.Milliseconds()).Scan(&now)
 	if errors.Is(err, pgx.ErrNoRows) {
 		f.s.log.LogAttrs(ctx, slog.LevelError, "another node has taken over from this one, whose lease had ended; going on under a new one", slog.String("node", f.name))
 		f.lease.lose()

@@ -55,7 +55,7 @@ func (d *pgDB) renew() error {
 	sent := bootTime()
 	var epoch int64
 	if err := d.conn.QueryRow(ctx, "UPDATE node SET epoch = greatest(epoch, $2) + 1, lease_until = "+serverNow+" + $3 WHERE id = $1 RETURNING epoch",
-		d.f.s.node, d.f.s.epoch.Load(), leaseLife.Milliseconds()).Scan(&epoch); err != nil {
+		d.f.s.node, d.f.s.epoch.Load(), d.f.lease.life.Milliseconds()).Scan(&epoch); err != nil {
 		return err
 	}
 	d.f.s.epoch.Store(epoch)

@@ -29,6 +29,7 @@ type row struct {
 	message.Recipient
 	message *message.Message // without body, hash and recipients
 	owner   int64
+	broken  bool // cannot be read whole, and is not to be sent
 }
 
 func scanRow(rows scanner) (row, error) {
@@ -39,9 +40,9 @@ func scanRow(rows scanner) (row, error) {
 	err := rows.Scan((*int64)(&m.ID), &r.N, &r.Address, &r.Lane, &r.Need, (*int)(&r.State), &dueAt, &r.Attempts, &r.MaybeSent, &r.Copies, &r.owner,
 		&refused, &r.LastUpstream, &r.LastReply,
 		&m.Stream, &m.Client, &m.MailFrom, &m.HeaderFrom, &m.Size, &flags, &acceptedAt, &expiresAt, &attrs)
-	if err == nil {
-		m.Attrs, err = decodeAttrs(attrs)
-	}
+	var unread error
+	m.Attrs, unread = decodeAttrs(attrs)
+	r.broken = unread != nil
 	r.DueAt, m.AcceptedAt, m.ExpiresAt = at(dueAt), at(acceptedAt), at(expiresAt)
 	r.Refused = splitNames(refused)
 	m.SMTPUTF8 = flags&flagSMTPUTF8 != 0
