@@ -211,11 +211,14 @@ func (d *daemon) alive(ctx context.Context) error {
 func (d *daemon) shares() bool { return d.cfg().Store.Engine == "postgres" }
 
 func (d *daemon) writable() error {
-	if _, valid := d.store.Lease(); valid(0) {
+	_, valid := d.store.Lease()
+	switch {
+	case d.shares() && d.store.Ready(message.Auth) != nil:
+		return errors.New("the database is away or its disk is full: mail is refused for now")
+	case valid(0):
 		return nil
-	}
-	if d.shares() {
-		return errors.New("the database is away, or this node has no lease from it: nothing is sent, and mail is refused for now")
+	case d.shares():
+		return errors.New("this node has no lease from the database: nothing is sent until it has one again")
 	}
 	return fmt.Errorf("the queue in %s cannot be written", d.cfg().StateDir)
 }
