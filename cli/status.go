@@ -32,7 +32,7 @@ func (a *app) statusCmd() *cobra.Command {
 				err = a.printStatus(s, time.Now())
 			}
 			if err == nil && !s.Alive {
-				err = &failure{exitFailed, fmt.Errorf("gatepost runs but does not work: %s", s.Problem), "see its log"}
+				err = &failure{exitFailed, fmt.Errorf("gatepost runs but does not work: %s", s.Problem), hintFor(s.Store)}
 			}
 			return err
 		}),
@@ -65,6 +65,14 @@ func (a *app) printStatus(s admin.Status, now time.Time) error {
 		}
 	}
 	return t.Flush()
+}
+
+// hintFor says where to look for what keeps a daemon from its work.
+func hintFor(s admin.Store) string {
+	if s.Node != "" {
+		return "gatepost check tells what is wrong with the database; see the log too"
+	}
+	return "see its log"
 }
 
 // printStore tells who shares the queue, where it is shared.

@@ -105,8 +105,9 @@ func (f *fleet) ownedBy(i int) int64 {
 }
 
 func TestAFleetLosesNothingWhenANodeIsKilledAndTheDatabaseRestarts(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 3)
-	slow := func(arrival) error { time.Sleep(5 * time.Millisecond); return nil } // so that hand-overs are under way
+	slow := func(arrival) error { time.Sleep(50 * time.Millisecond); return nil } // so that hand-overs are under way
 	f.nodes[0].auth.setAnswer(slow)
 	f.nodes[0].bulk.setAnswer(slow)
 	l := f.load(4)
@@ -206,7 +207,7 @@ func TestANodeStoppedUnderLoadLeavesNothingBehindAndDuplicatesNothing(t *testing
 	slow := func(arrival) error { time.Sleep(5 * time.Millisecond); return nil }
 	f.nodes[0].auth.setAnswer(slow)
 	f.nodes[0].bulk.setAnswer(slow)
-	l := f.load(3)
+	l := f.load(4)
 	for range rounds(3, 20) {
 		l.waitMore(t, 50)
 		i := rand.N(len(f.nodes))
