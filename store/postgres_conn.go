@@ -225,21 +225,23 @@ func schemaVersion(ctx context.Context, conn *pgx.Conn, known int) (version int,
 
 // checkDatabase makes sure that all nodes have the same keys, and that it is still the database that was opened.
 func (f *fleet) checkDatabase(ctx context.Context, conn *pgx.Conn) error {
-	var id, check string
+	var id, check, channel string
 	if _, err := conn.Exec(ctx, "INSERT INTO meta(key, value) VALUES('history_check', $1) ON CONFLICT(key) DO NOTHING", f.s.history.check()); err != nil {
 		return fmt.Errorf("write to it: %w", err)
 	}
 	if err := conn.QueryRow(ctx, `SELECT (SELECT value FROM meta WHERE key = 'database'), (SELECT value FROM meta WHERE key = 'history_check'),
-		'gatepost_' || 'node'::regclass::oid`).Scan(&id, &check, &f.channel); err != nil {
+		'gatepost_' || 'node'::regclass::oid`).Scan(&id, &check, &channel); err != nil {
 		return fmt.Errorf("read its id: %w", err)
 	}
 	if check != f.s.history.check() {
 		return fmt.Errorf("the history key in %s is not the one that the fleet uses: copy the key file from a node that runs", f.s.keys.path)
 	}
-	if f.database != "" && f.database != id {
+	if f.database == "" {
+		f.database, f.channel = id, channel
+	}
+	if f.database != id || f.channel != channel {
 		return errors.New("it is not the database that was opened at start: restart gatepost if it is to use this one")
 	}
-	f.database = id
 	return nil
 }
 
@@ -249,10 +251,12 @@ func (f *fleet) takeNumber(ctx context.Context, conn *pgx.Conn) error {
 	for range 10 { // others may be new at the same moment
 		err := conn.QueryRow(ctx, "SELECT id FROM node WHERE name = $1", f.name).Scan(&id)
 		if err == nil {
-			if f.writer.pid != 0 && f.s.node != id {
+			if f.writer.pid == 0 {
+				f.s.node = id
+			}
+			if f.s.node != id {
 				return fmt.Errorf("node %s has another number than at start: restart gatepost", f.name)
 			}
-			f.s.node = id
 			return nil
 		}
 		if !errors.Is(err, pgx.ErrNoRows) {

@@ -184,7 +184,7 @@ func (s *Server) run() error {
 	}
 	args := []string{"-D", s.data(), "-p", strconv.Itoa(s.Port), "-k", s.dir}
 	for _, setting := range append([]string{"listen_addresses=127.0.0.1", "max_connections=300", "shared_buffers=64MB",
-		"fsync=on", "synchronous_commit=on", "autovacuum_naptime=1s"}, s.settings...) {
+		"autovacuum_naptime=1s"}, s.settings...) {
 		args = append(args, "-c", setting)
 	}
 	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
