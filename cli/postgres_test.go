@@ -83,19 +83,19 @@ func TestKeysThatMailNeedsAreNotRemoved(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	spent := must(store.AddKey(file, now.Add(-2*time.Hour)))
-	replaced := must(store.AddKey(file, now.Add(-90*time.Minute))) // ten minutes ago: a node may not know it yet
-	seals := must(store.AddKey(file, now.Add(-10*time.Minute)))
+	spent := must(store.RotateKeyFile(file, now.Add(-2*time.Hour)))
+	replaced := must(store.RotateKeyFile(file, now.Add(-90*time.Minute))) // ten minutes ago: a node may not know it yet
+	seals := must(store.RotateKeyFile(file, now.Add(-10*time.Minute)))
 	var printed keyFile
 	g.into(&printed, "store", "rotate-key", "--remove")
-	if !slices.Equal(printed.Removed, []int64{spent.ID}) {
-		t.Errorf("removed %v, want %d alone", printed.Removed, spent.ID)
+	if !slices.Equal(printed.Removed, []int64{spent}) {
+		t.Errorf("removed %v, want %d alone", printed.Removed, spent)
 	}
 	var ids []string
 	for _, k := range printed.Keys[:len(printed.Keys)-1] {
 		ids = append(ids, strconv.FormatInt(k.ID, 10))
 	}
-	if want := []string{f[3], strconv.FormatInt(replaced.ID, 10), strconv.FormatInt(seals.ID, 10)}; !slices.Equal(ids, want) {
+	if want := []string{f[3], strconv.FormatInt(replaced, 10), strconv.FormatInt(seals, 10)}; !slices.Equal(ids, want) {
 		t.Errorf("the file holds %v and a new one, want %v", ids, want)
 	}
 	g.auth.Start()

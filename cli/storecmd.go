@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -114,15 +115,15 @@ func (a *app) rotateKey(ctx context.Context, args []string, now time.Time, after
 			}
 		}
 	}
-	added, err := store.AddKey(file, now.Add(after))
+	added, err := store.RotateKeyFile(file, now.Add(after))
 	if err != nil {
 		return err
 	}
 	if a.json {
 		return a.printKeyFile(keyFile{File: file, Removed: removed})
 	}
-	fmt.Fprintf(a.out, "Added key %d to %s; %d removed.\n", added.ID, file, len(removed))
-	_, err = fmt.Fprintf(a.out, "It seals from %s on. Copy the file to every node before.\n", added.From.Local().Format(time.DateTime))
+	fmt.Fprintf(a.out, "Added key %d to %s; %d removed.\n", added, file, len(removed))
+	_, err = fmt.Fprintf(a.out, "It seals from %s on. Copy the file to every node before.\n", now.Add(after).Local().Format(time.DateTime))
 	return err
 }
 
@@ -151,14 +152,10 @@ func removeSpent(ctx context.Context, cfg *config.Config, now time.Time) ([]int6
 		err = fmt.Errorf("find out which keys of %s are needed: %w", filepath.Base(cfg.Store.KeyFile), err)
 		return nil, &failure{exitFailed, err, store.Hint(err)}
 	}
-	var spent []int64
-	for _, k := range store.Replaced(keys, now.Add(-keyGrace)) {
-		if needed[k.ID] == 0 {
-			spent = append(spent, k.ID)
+	for _, k := range keys {
+		if !slices.Contains(store.Replaced(keys, now.Add(-keyGrace)), k) {
+			needed[k.ID]++ // by a node that has not got a newer one yet
 		}
 	}
-	if len(spent) == 0 {
-		return nil, nil
-	}
-	return spent, store.RemoveKeys(cfg.Store.KeyFile, spent...)
+	return store.DropKeys(cfg.Store.KeyFile, needed)
 }

@@ -217,7 +217,7 @@ func (e *examiner) tables(ctx context.Context, keys map[int64]sealKey, history a
 }
 
 // missing counts the messages for which there is no key.
-func missing(keys map[int64]sealKey, needed map[int64]int64) (messages int64) {
+func missing(keys map[int64]sealKey, needed map[int64]int) (messages int) {
 	for id, n := range needed {
 		if _, known := keys[id]; !known {
 			messages += n
@@ -227,7 +227,7 @@ func missing(keys map[int64]sealKey, needed map[int64]int64) (messages int64) {
 }
 
 // NeededKeys returns the ids of the keys that mail in the database at dsn is sealed with, and how many messages each.
-func NeededKeys(ctx context.Context, dsn string) (map[int64]int64, error) {
+func NeededKeys(ctx context.Context, dsn string) (map[int64]int, error) {
 	ctx, cancel := context.WithTimeout(ctx, examineTime)
 	defer cancel()
 	c, err := parseDSN(dsn)
@@ -243,7 +243,7 @@ func NeededKeys(ctx context.Context, dsn string) (map[int64]int64, error) {
 }
 
 // neededKeys returns nothing where there are no tables yet.
-func neededKeys(ctx context.Context, conn *pgx.Conn) (map[int64]int64, error) {
+func neededKeys(ctx context.Context, conn *pgx.Conn) (map[int64]int, error) {
 	var there bool
 	if err := conn.QueryRow(ctx, "SELECT to_regclass('body') IS NOT NULL").Scan(&there); err != nil || !there {
 		return nil, err
@@ -252,8 +252,9 @@ func neededKeys(ctx context.Context, conn *pgx.Conn) (map[int64]int64, error) {
 	if err != nil {
 		return nil, err
 	}
-	needed := map[int64]int64{}
-	var id, n int64
+	needed := map[int64]int{}
+	var id int64
+	var n int
 	_, err = pgx.ForEachRow(rows, []any{&id, &n}, func() error {
 		needed[id] = n
 		return nil

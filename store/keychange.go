@@ -19,25 +19,34 @@ type Key struct {
 
 var errKeyFileBusy = errors.New("another gatepost changes it at this moment: try again when that has ended")
 
-// AddKey adds a key to the file of a fleet that seals from a time on: later than every node has the new file, since mail
-// that one node seals with a key that another has not got is held there.
-func AddKey(path string, from time.Time) (added Key, err error) {
+// RotateKeyFile adds a key to the file of a fleet that seals from a time on: later than every node has the new file, since
+// mail that one node seals with a key that another has not got is held there. It returns the key's id.
+func RotateKeyFile(path string, from time.Time) (id int64, err error) {
 	err = changeKeyFile(path, func(keys map[int64]sealKey) error {
-		id, err := addKey(keys, from)
-		added = Key{id, at(ms(from))}
+		id, err = addKey(keys, from)
 		return err
 	})
-	return added, err
+	return id, err
 }
 
-// RemoveKeys takes keys out of the file of a fleet. What they have sealed can never be read again.
-func RemoveKeys(path string, ids ...int64) error {
-	return changeKeyFile(path, func(keys map[int64]sealKey) error {
-		for _, id := range ids {
-			delete(keys, id)
+// DropKeys removes from the file of a fleet the keys that are not needed: not the one that seals, nor any newer, nor one
+// that needed has. It returns their ids. What they have sealed can never be read again.
+func DropKeys(path string, needed map[int64]int) (dropped []int64, err error) {
+	keys, err := ReadKeys(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range Replaced(keys, time.Now()) {
+		if needed[k.ID] == 0 {
+			dropped = append(dropped, k.ID)
 		}
-		if len(keys) == 0 {
-			return errors.New("no key would be left")
+	}
+	if len(dropped) == 0 {
+		return nil, nil
+	}
+	return dropped, changeKeyFile(path, func(keys map[int64]sealKey) error {
+		for _, id := range dropped {
+			delete(keys, id)
 		}
 		return nil
 	})

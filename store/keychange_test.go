@@ -41,8 +41,8 @@ func TestAKeyFileIsMadeOnceAndBelongsToItsOwnerAlone(t *testing.T) {
 func TestAnAddedKeySealsFromItsMomentOnAndNotBefore(t *testing.T) {
 	t.Parallel()
 	path, first := newKeyFile(t)
-	second := must(AddKey(path, first.From.Add(time.Hour)))
-	third := must(AddKey(path, first.From.Add(time.Minute)))
+	second := Key{must(RotateKeyFile(path, first.From.Add(time.Hour))), first.From.Add(time.Hour)}
+	third := Key{must(RotateKeyFile(path, first.From.Add(time.Minute))), first.From.Add(time.Minute)}
 	keys := must(ReadKeys(path))
 	if want := []Key{first, third, second}; !slices.Equal(keys, want) {
 		t.Fatalf("the file holds %v, want %v", keys, want)
@@ -66,17 +66,25 @@ func TestAnAddedKeySealsFromItsMomentOnAndNotBefore(t *testing.T) {
 			t.Errorf("after %v %v are replaced, want %d of %v", after, got, want, keys)
 		}
 	}
-	if err := RemoveKeys(path, first.ID, third.ID); err != nil {
-		t.Fatal(err)
+}
+
+func TestOnlyKeysThatWereReplacedAndThatNothingNeedsAreDropped(t *testing.T) {
+	t.Parallel()
+	path, seals := newKeyFile(t)
+	needed := must(RotateKeyFile(path, seals.From.Add(-2*time.Hour)))
+	spent := must(RotateKeyFile(path, seals.From.Add(-time.Hour)))
+	next := must(RotateKeyFile(path, seals.From.Add(time.Hour)))
+	if dropped := must(DropKeys(path, map[int64]int{needed: 1})); !slices.Equal(dropped, []int64{spent}) {
+		t.Errorf("dropped %v, want %d", dropped, spent)
 	}
-	if keys := must(ReadKeys(path)); !slices.Equal(keys, []Key{second}) {
-		t.Errorf("%v is left, want %v", keys, second)
+	if dropped := must(DropKeys(path, nil)); !slices.Equal(dropped, []int64{needed}) {
+		t.Errorf("dropped %v, want %d, which nothing needs any more", dropped, needed)
 	}
-	if err := RemoveKeys(path, second.ID); err == nil {
-		t.Error("the last key could be removed")
+	if dropped := must(DropKeys(path, nil)); dropped != nil {
+		t.Errorf("dropped %v, want nothing", dropped)
 	}
-	if keys := must(ReadKeys(path)); len(keys) != 1 {
-		t.Errorf("after a refusal there are %d keys", len(keys))
+	if keys := must(ReadKeys(path)); len(keys) != 2 || keys[0].ID != seals.ID || keys[1].ID != next {
+		t.Errorf("left are %v, want the one that seals and the next", keys)
 	}
 }
 
@@ -90,7 +98,7 @@ func TestAChangedKeyFileKeepsItsOwnerAndItsOldKeys(t *testing.T) {
 	if err := os.Chown(path, 64242, 64243); err != nil {
 		t.Fatal(err)
 	}
-	must(AddKey(path, time.Now().Add(time.Hour)))
+	must(RotateKeyFile(path, time.Now().Add(time.Hour)))
 	info := must(os.Stat(path))
 	if s := info.Sys().(*syscall.Stat_t); s.Uid != 64242 || s.Gid != 64243 || info.Mode().Perm() != 0o600 {
 		t.Errorf("it belongs to %d:%d with mode %v", s.Uid, s.Gid, info.Mode())
@@ -109,7 +117,7 @@ func TestKeysAddedAtOnceAreAllThereOrRefused(t *testing.T) {
 	added := 0
 	for range 16 {
 		wg.Go(func() {
-			_, err := AddKey(path, time.Now())
+			_, err := RotateKeyFile(path, time.Now())
 			mu.Lock()
 			defer mu.Unlock()
 			if err == nil {
@@ -149,7 +157,7 @@ func TestAKeyFileThatCannotBeUsedIsToldWithItsLine(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "c2VjcmV0") {
 				t.Errorf("told %v, want %q", err, tt.want)
 			}
-			if _, err := AddKey(path, time.Now()); err == nil {
+			if _, err := RotateKeyFile(path, time.Now()); err == nil {
 				t.Error("a key could be added")
 			}
 		})

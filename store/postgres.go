@@ -117,7 +117,7 @@ func newFleet(o PostgresOptions) (*fleet, error) {
 	}
 	cfg, err := parseDSN(o.DSN)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the DSN of the store: %w", err)
 	}
 	configure(cfg, o.Node)
 	f := &fleet{s: newStore(o.Options), name: o.Node, conns: cfg.ConnConfig, news: map[string]bool{}, more: make(chan struct{}, 1)}
