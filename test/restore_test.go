@@ -1,6 +1,8 @@
 package test
 
 import (
+	"database/sql"
+	"errors"
 	"os"
 	"os/exec"
 	"regexp"
@@ -20,18 +22,45 @@ func (f *fleet) client(program, dsn string, args ...string) string {
 	return string(out)
 }
 
-// documented returns the statement that docs/postgres.md tells to run on a restored backup.
-func documented(t *testing.T) string {
+// documented returns the statement that a page tells to run on a restored backup, behind the command that runs it.
+func documented(t *testing.T, page, command string) string {
 	t.Helper()
-	text, err := os.ReadFile("../docs/postgres.md")
+	text, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := regexp.MustCompile(`(?m)^    psql -d gatepost -c '(.*)'$`).FindSubmatch(text)
+	m := regexp.MustCompile(regexp.QuoteMeta(command) + ` '(UPDATE .*)'`).FindSubmatch(text)
 	if m == nil {
-		t.Fatal("docs/postgres.md does not tell what to do with a restored backup")
+		t.Fatalf("%s does not tell what to do with a restored backup", page)
 	}
 	return string(m[1])
+}
+
+func TestWhatARestoredFileBringsWaitsForItsOperator(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.bulk.stop()
+	s.start()
+	id := bulkStream.mustPost(t, s.listen, "restored", "123456")
+	s.daemon.stop()
+	db, err := sql.Open("sqlite", s.path("state/spool.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.ExecContext(t.Context(), documented(t, "../docs/operating.md", "sqlite3 spool.db"))
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s.bulk.start()
+	s.start()
+	bulkStream.mustPost(t, s.listen, "new", "123456")
+	s.bulk.wait(1, 10*time.Second)
+	if held := s.queue("--state", "held"); len(held) != 1 {
+		t.Errorf("%d recipients are held, want the one of the backup", len(held))
+	}
+	s.run("queue", "release", id)
+	s.bulk.wait(2, 15*time.Second)
+	s.wantOneCopyEach(t)
 }
 
 func TestWhatARestoredBackupBringsWaitsForItsOperator(t *testing.T) {
@@ -51,7 +80,7 @@ func TestWhatARestoredBackupBringsWaitsForItsOperator(t *testing.T) {
 
 	restored := f.db.Database(t)
 	f.client("psql", restored, "-q", "-v", "ON_ERROR_STOP=1", "-f", backup)
-	f.client("psql", restored, "-c", documented(t))
+	f.client("psql", restored, "-c", documented(t, "../docs/postgres.md", "psql -d gatepost -c"))
 	s.write("store.dsn", restored+"\n")
 	s.start()
 	authStream.mustPost(t, s.listen, "new", "123456")
