@@ -191,7 +191,7 @@ const (
 	dueNear    = "SELECT due_at FROM recipient WHERE owner = 0 AND state = 0 AND lane = ? AND need = ? AND due_at <= ? ORDER BY due_at LIMIT 1"
 	dueFar     = "SELECT due_at FROM recipient WHERE owner = 0 AND state = 0 AND lane = ? AND need = ? AND due_at > ? ORDER BY due_at LIMIT 1"
 	nextExpiry = `SELECT m.expires_at FROM message m
-		WHERE EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.id AND r.owner = 0) ORDER BY m.expires_at LIMIT 1`
+		WHERE (SELECT 1 FROM recipient r WHERE r.message = m.id AND r.owner = 0 LIMIT 1) IS NOT NULL ORDER BY m.expires_at LIMIT 1`
 )
 
 // Needs returns the distinct values of need among lane's unowned queued recipients, in order.

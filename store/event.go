@@ -143,16 +143,20 @@ func (s *Store) Events(ctx context.Context, q EventQuery) (events []event.Event,
 
 // appendEvents reads events that q chooses.
 func (s *Store) appendEvents(ctx context.Context, events []event.Event, q EventQuery) ([]event.Event, error) {
-	where, args := "seq > ?", []any{q.After}
+	var where []string
+	var args []any
+	add := func(condition string, value any) { where, args = append(where, condition), append(args, value) }
 	order := "at, node, seq"
 	if q.Node != 0 || s.fleet == nil {
-		where, args, order = where+" AND node = ?", append(args, cmp.Or(q.Node, s.node)), "seq"
+		add("node = ?", cmp.Or(q.Node, s.node))
+		add("seq > ?", q.After)
+		order = "seq"
 	}
 	if q.Message != 0 {
-		where, args = where+" AND message = ?", append(args, int64(q.Message))
+		add("message = ?", int64(q.Message))
 	}
 	if q.Address != "" {
-		where, args = where+" AND address_key = ?", append(args, s.history.of(q.Address))
+		add("address_key = ?", s.history.of(q.Address))
 	}
 	if q.Newest {
 		order = strings.ReplaceAll(order, ",", " DESC,") + " DESC"
@@ -161,7 +165,7 @@ func (s *Store) appendEvents(ctx context.Context, events []event.Event, q EventQ
 		e, err := scanEvent(rows)
 		events = append(events, e)
 		return err == nil, err
-	}, eventSelect+" WHERE "+where+" ORDER BY "+order+" LIMIT ?", append(args, q.Limit)...)
+	}, eventSelect+" WHERE "+strings.Join(where, " AND ")+" ORDER BY "+order+" LIMIT ?", append(args, q.Limit)...)
 	return events, err
 }
 

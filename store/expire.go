@@ -16,7 +16,7 @@ const (
 
 // expireSelect walks over messages by the end of their lifetime, the recipients of each in a row.
 const expireSelect = rowColumns + ` FROM message m CROSS JOIN recipient r ON r.message = m.id
-	WHERE m.expires_at <= ? AND r.owner = 0 ORDER BY m.expires_at, m.id LIMIT ?`
+	WHERE m.expires_at <= ? AND r.owner = 0 ORDER BY m.expires_at LIMIT ?`
 
 // bodyHead reads the beginning of a body that is not sealed.
 const bodyHead = `SELECT substr(CASE WHEN octets > 0 THEN (SELECT p.data FROM body_part p WHERE p.id = b.id AND p.n = 0) ELSE data END, 1, ?)

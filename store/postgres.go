@@ -220,7 +220,7 @@ func (f *fleet) readBodies(ds []*message.Delivery) error {
 			byID[id].Message.BodyHash, bodies[id] = hash, b
 		}
 		return err == nil, err
-	}, "SELECT m.id, m.body_hash, b.key_id, b.octets, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ANY($1)", ids)
+	}, "SELECT m.id, m.body_hash, b.key_id, b.octets, b.data FROM message m CROSS JOIN body b ON b.id = m.id WHERE m.id = ANY($1)", ids)
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func configure(cfg *pgxpool.Config, node string) {
 	for name, value := range map[string]string{
 		"statement_timeout": strconv.Itoa(int(readWithin.Milliseconds())), "lock_timeout": "2000", "idle_in_transaction_session_timeout": "10000",
 		"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "3", "tcp_keepalives_count": "3", "tcp_user_timeout": "15000",
-		"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off", "plan_cache_mode": "force_generic_plan",
+		"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "enable_bitmapscan": "off", "jit": "off", "plan_cache_mode": "force_generic_plan",
 	} {
 		c.RuntimeParams[name] = value
 	}

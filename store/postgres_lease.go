@@ -223,7 +223,7 @@ func (f *fleet) renewLease(ctx context.Context, conn *pgx.Conn) error {
 // just committing is left for the next turn.
 func (f *fleet) takeNodes(ctx context.Context, conn *pgx.Conn) error {
 	rows, err := conn.Query(ctx, `WITH dead AS MATERIALIZED (SELECT n.id FROM node n WHERE n.id <> $1 AND n.lease_until < `+serverNow+`
-			AND EXISTS (SELECT 1 FROM recipient r WHERE r.owner = n.id AND r.epoch = n.epoch))
+			AND (SELECT 1 FROM recipient r WHERE r.owner = n.id AND r.owner <> 0 AND r.epoch = n.epoch LIMIT 1) IS NOT NULL)
 		UPDATE node n SET epoch = n.epoch + 1 FROM dead WHERE n.id = dead.id AND n.lease_until < `+serverNow+`
 			AND pg_try_advisory_xact_lock(`+nodeLocks+`, dead.id) RETURNING n.name`, f.s.node)
 	if err != nil {
@@ -237,7 +237,7 @@ func (f *fleet) takeNodes(ctx context.Context, conn *pgx.Conn) error {
 		f.s.log.LogAttrs(ctx, slog.LevelWarn, "taking over from a node whose lease is over", slog.String("from", name))
 	}
 	var dead bool
-	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM node d JOIN recipient r ON r.owner = d.id AND r.epoch < d.epoch WHERE r.owner <> 0)").Scan(&dead); err != nil {
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM node d WHERE (SELECT 1 FROM recipient r WHERE r.owner = d.id AND r.owner <> 0 AND r.epoch < d.epoch LIMIT 1) IS NOT NULL)").Scan(&dead); err != nil {
 		return fmt.Errorf("look for what dead nodes own: %w", err)
 	}
 	if dead {
@@ -289,7 +289,7 @@ func (f *fleet) nudge() {
 func (f *fleet) poll(ctx context.Context, conn *pgx.Conn) error {
 	lanes := f.s.lanes()
 	rows, err := conn.Query(ctx, `SELECT l.lane FROM unnest($1::text[]) AS l(lane)
-		WHERE EXISTS (SELECT 1 FROM recipient r WHERE r.owner = 0 AND r.state = 0 AND r.lane = l.lane)`, lanes)
+		WHERE (SELECT 1 FROM recipient r WHERE r.owner = 0 AND r.state = 0 AND r.lane = l.lane LIMIT 1) IS NOT NULL`, lanes)
 	if err != nil {
 		return err
 	}

@@ -85,10 +85,15 @@ const (
 		$11::integer[], $12::bigint[], $13::text[], $14::text[], $15::text[])`
 	insertEvents = `INSERT INTO event(node, seq, at, message, n, kind, stream, upstream, address, address_key, data)
 		SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bigint[], $5::integer[], $6::integer[], $7::text[], $8::text[], $9::text[], $10::bytea[], $11::text[])`
-	deleteRecipients = "DELETE FROM recipient r USING unnest($1::bigint[], $2::integer[]) AS s(message, n) WHERE r.message = s.message AND r.n = s.n"
-	deleteMessages   = "DELETE FROM message m WHERE m.id = ANY($1) AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.id)"
-	deleteBodies     = "DELETE FROM body b WHERE b.id = ANY($1) AND NOT EXISTS (SELECT 1 FROM message m WHERE m.id = b.id) RETURNING b.id, b.octets > 0"
+	deleteRecipients = "WITH s AS MATERIALIZED (SELECT p.place FROM unnest($1::bigint[], $2::integer[]) AS g(message, n)" + placeOf +
+		" FOR UPDATE) p) DELETE FROM recipient r USING s WHERE r.ctid = s.place"
+	deleteMessages = "DELETE FROM message m WHERE m.id = ANY($1) AND (SELECT r.n FROM recipient r WHERE r.message = m.id LIMIT 1) IS NULL"
+	deleteBodies   = "DELETE FROM body b WHERE b.id = ANY($1) AND (SELECT m.id FROM message m WHERE m.id = b.id) IS NULL RETURNING b.id, b.octets > 0"
 )
+
+// placeOf finds and locks the rows that g names, one by one. Plans live long, and the tables of a queue are empty one
+// minute and full the next: a join would be planned for the first, and walk over everything in the second.
+const placeOf = " CROSS JOIN LATERAL (SELECT ctid AS place FROM recipient WHERE message = g.message AND n = g.n"
 
 // collect makes statements of the rows that wait, in an order in which each finds what it needs.
 func (d *pgDB) collect() {
@@ -173,7 +178,7 @@ func (d *pgDB) askKeys(keys map[string]int) {
 		err := r.Scan(&key)
 		d.asked.keys[string(key)] = true
 		return true, err
-	}, "SELECT DISTINCT supersede FROM message WHERE supersede = ANY($1)", list)
+	}, "SELECT DISTINCT supersede FROM message WHERE supersede IS NOT NULL AND supersede = ANY($1)", list)
 }
 
 func (d *pgDB) waits(_ *tx, key []byte) bool { return !d.asked.values || d.asked.keys[string(key)] }
@@ -206,15 +211,16 @@ func (p *pgSettle) add(list []message.Settlement) {
 // last recipient has to see that the others are gone.
 const (
 	lockMessages = "SELECT id FROM message WHERE id = ANY($1) ORDER BY id FOR UPDATE"
-	settleEnded  = `DELETE FROM recipient r USING unnest($2::bigint[], $3::integer[], $4::bigint[]) AS s(message, n, epoch)
-		WHERE r.message = s.message AND r.n = s.n AND r.owner = $1 AND r.epoch = s.epoch RETURNING s.message, s.n, s.epoch`
-	settlePaused = `UPDATE recipient r SET owner = 0, epoch = 0 FROM unnest($2::bigint[], $3::integer[], $4::bigint[]) AS s(message, n, epoch)
-		WHERE r.message = s.message AND r.n = s.n AND r.owner = $1 AND r.epoch = s.epoch RETURNING s.message, s.n, s.epoch`
-	settleOthers = `UPDATE recipient r SET owner = 0, epoch = 0, state = s.state, due_at = s.due_at, attempts = s.attempts, maybe_sent = s.maybe_sent,
-		copies = s.copies, refused = s.refused, last_upstream = s.last_upstream, last_reply = s.last_reply
+	ourPlaces    = placeOf + " AND owner = $1 AND epoch = g.epoch FOR UPDATE) p) "
+	endOfSettle  = " WHERE r.ctid = s.place RETURNING s.message, s.n, s.epoch"
+	settledRows  = "WITH s AS MATERIALIZED (SELECT g.*, p.place FROM unnest($2::bigint[], $3::integer[], $4::bigint[]) AS g(message, n, epoch)" + ourPlaces
+	settleEnded  = settledRows + "DELETE FROM recipient r USING s" + endOfSettle
+	settlePaused = settledRows + "UPDATE recipient r SET owner = 0, epoch = 0 FROM s" + endOfSettle
+	settleOthers = `WITH s AS MATERIALIZED (SELECT g.*, p.place
 		FROM unnest($2::bigint[], $3::integer[], $4::bigint[], $5::integer[], $6::bigint[], $7::integer[], $8::boolean[], $9::integer[], $10::text[], $11::text[], $12::text[])
-		AS s(message, n, epoch, state, due_at, attempts, maybe_sent, copies, refused, last_upstream, last_reply)
-		WHERE r.message = s.message AND r.n = s.n AND r.owner = $1 AND r.epoch = s.epoch RETURNING s.message, s.n, s.epoch`
+		AS g(message, n, epoch, state, due_at, attempts, maybe_sent, copies, refused, last_upstream, last_reply)` + ourPlaces + `
+		UPDATE recipient r SET owner = 0, epoch = 0, state = s.state, due_at = s.due_at, attempts = s.attempts, maybe_sent = s.maybe_sent,
+		copies = s.copies, refused = s.refused, last_upstream = s.last_upstream, last_reply = s.last_reply FROM s` + endOfSettle
 )
 
 // ask queues the statements.
@@ -300,8 +306,8 @@ func (d *pgDB) due(t *tx, j *claimJob) (rows []row, err error) {
 }
 
 // stampRows leaves out what was changed in this transaction since it was looked for.
-const stampRows = `UPDATE recipient r SET owner = $1, epoch = $2 FROM unnest($3::bigint[], $4::integer[]) AS s(message, n)
-	WHERE r.message = s.message AND r.n = s.n AND r.owner = 0 AND r.state = 0 RETURNING r.message, r.n`
+const stampRows = "WITH s AS MATERIALIZED (SELECT g.*, p.place FROM unnest($3::bigint[], $4::integer[]) AS g(message, n)" + placeOf +
+	" AND owner + 0 = 0 AND state + 0 = 0 FOR UPDATE) p) UPDATE recipient r SET owner = $1, epoch = $2 FROM s WHERE r.ctid = s.place RETURNING s.message, s.n"
 
 func (d *pgDB) stamp(t *tx, j *claimJob) error {
 	if len(j.claimed) == 0 {
@@ -338,10 +344,12 @@ func (d *pgDB) release(t *tx, ids []message.RecipientID) error {
 		err := r.Scan(&lane)
 		t.lanes[lane] = true
 		return err == nil, err
-	}, `UPDATE recipient r SET owner = 0, epoch = 0 FROM unnest($3::bigint[], $4::integer[]) AS s(message, n)
-		WHERE r.message = s.message AND r.n = s.n AND r.owner = $1 AND r.epoch = $2 RETURNING r.lane`, t.s.node, t.epoch, rows.messages, rows.ns)
+	}, releaseRows, t.s.node, t.epoch, rows.messages, rows.ns)
 	return nil
 }
+
+const releaseRows = "WITH s AS MATERIALIZED (SELECT p.place FROM unnest($3::bigint[], $4::integer[]) AS g(message, n)" + placeOf +
+	" AND owner = $1 AND epoch = $2 FOR UPDATE) p) UPDATE recipient r SET owner = 0, epoch = 0 FROM s WHERE r.ctid = s.place RETURNING r.lane"
 
 func (d *pgDB) put(t *tx, m *message.Message, attrs string, b storedBody, own bool) error {
 	c, clock := &d.changes, &d.f.clock
@@ -377,8 +385,8 @@ func (d *pgDB) again(t *tx, found []row) (now []row, err error) {
 	for i := range found {
 		ids.add(found[i].id())
 	}
-	const rows = rowColumns + ` FROM unnest($1::bigint[], $2::integer[]) AS s(message, n) JOIN recipient r ON r.message = s.message AND r.n = s.n
-		JOIN message m ON m.id = r.message`
+	const rows = rowColumns + ` FROM unnest($1::bigint[], $2::integer[]) AS g(message, n)
+		CROSS JOIN LATERAL (SELECT * FROM recipient WHERE message = g.message AND n = g.n OFFSET 0) r CROSS JOIN message m ON m.id = r.message`
 	locked := map[message.RecipientID]bool{}
 	d.ask(func(r scanner) (bool, error) {
 		one, err := scanRow(r)
@@ -447,7 +455,7 @@ func (d *pgDB) leftovers(t *tx, after message.ID) (found []message.ID, last mess
 			found = append(found, last)
 		}
 		return err == nil, err
-	}, `SELECT p.id, EXISTS (SELECT 1 FROM body b WHERE b.id = p.id AND b.octets > 0) FROM body_part p WHERE p.id > $1 AND p.n = 0 ORDER BY p.id LIMIT $2`,
+	}, `SELECT p.id, coalesce((SELECT b.octets > 0 FROM body b WHERE b.id = p.id), false) FROM body_part p WHERE p.id > $1 AND p.n = 0 ORDER BY p.id LIMIT $2`,
 		int64(after), searchPage)
 	return found, last, n < searchPage, err
 }
@@ -456,8 +464,11 @@ func (d *pgDB) leftovers(t *tx, after message.ID) (found []message.ID, last mess
 func (d *pgDB) giveBack(*tx) (more bool, err error) { return false, nil }
 
 // deadSelect finds rows stamped with an epoch that is over.
-const deadSelect = rowColumns + ` FROM node d JOIN recipient r ON r.owner = d.id AND r.epoch < d.epoch JOIN message m ON m.id = r.message
-	WHERE r.owner <> 0 LIMIT $1 FOR UPDATE OF r SKIP LOCKED`
+const deadSelect = rowColumns + ` FROM node d CROSS JOIN LATERAL (SELECT * FROM recipient WHERE owner = d.id AND owner <> 0 AND epoch < d.epoch
+	LIMIT $1 FOR UPDATE SKIP LOCKED) r CROSS JOIN message m ON m.id = r.message LIMIT $1`
+
+const freeRows = "WITH s AS MATERIALIZED (SELECT p.place FROM unnest($1::bigint[], $2::integer[]) AS g(message, n)" + placeOf +
+	" FOR UPDATE) p) UPDATE recipient r SET owner = 0, epoch = 0, maybe_sent = true, copies = r.copies + 1, due_at = $3 FROM s WHERE r.ctid = s.place"
 
 // freeDead frees a page of what nodes owned when their epoch ended. Each of it may have been sent.
 func (f *fleet) freeDead(t *tx) (n int, err error) {
@@ -473,6 +484,5 @@ func (f *fleet) freeDead(t *tx) (n int, err error) {
 			return 0, err
 		}
 	}
-	return len(dead), t.db.change(`UPDATE recipient r SET owner = 0, epoch = 0, maybe_sent = true, copies = r.copies + 1, due_at = $3
-		FROM unnest($1::bigint[], $2::integer[]) AS s(message, n) WHERE r.message = s.message AND r.n = s.n`, ids.messages, ids.ns, ms(t.now))
+	return len(dead), t.db.change(freeRows, ids.messages, ids.ns, ms(t.now))
 }

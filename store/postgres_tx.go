@@ -162,9 +162,11 @@ func (d *pgDB) locking(query string) string { return query + " FOR UPDATE SKIP L
 var (
 	placeholder = regexp.MustCompile(`\?\d*`)
 	indexHint   = regexp.MustCompile(` INDEXED BY \w+`)
+	orderedJoin = regexp.MustCompile(` CROSS JOIN (\w+) (\w) ON \w\.(\w+) = (\w\.\w+)`)
 )
 
-// text returns SQL as PostgreSQL takes it: with its own placeholders, and without what tells SQLite which way to walk.
+// text returns SQL as PostgreSQL takes it: with its own placeholders, and with what it understands by what tells SQLite
+// which way to walk. A CROSS JOIN finds the rows of its right side one by one.
 func (f *fleet) text(query string) string {
 	if text, ok := f.texts.Load(query); ok {
 		return text.(string)
@@ -176,7 +178,7 @@ func (f *fleet) text(query string) string {
 		}
 		return "$" + strconv.Itoa(n)
 	})
-	text = strings.ReplaceAll(indexHint.ReplaceAllString(text, ""), " CROSS JOIN ", " JOIN ")
+	text = orderedJoin.ReplaceAllString(indexHint.ReplaceAllString(text, ""), " CROSS JOIN LATERAL (SELECT * FROM $1 WHERE $3 = $4 OFFSET 0) $2")
 	f.texts.Store(query, text)
 	return text
 }

@@ -7,7 +7,7 @@ import (
 
 // supersedeSelect finds what waits under a supersede key, of messages older than one.
 const supersedeSelect = rowColumns + ` FROM message m INDEXED BY message_supersede CROSS JOIN recipient r ON r.message = m.id
-	WHERE m.supersede = ? AND m.id < ? AND r.owner = 0 AND r.state = 0`
+	WHERE m.supersede = ? AND m.id + 0 < ? AND r.owner = 0 AND r.state = 0`
 
 // supersede ends the recipients of messages with m's key that are older than m and only wait to be sent: not those in
 // flight, which may have arrived, nor those an operator holds. It returns the ids of the messages, each once.

@@ -22,7 +22,7 @@ CREATE TABLE message(
 	WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_insert_scale_factor = 0.5,
 		autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = false);
 CREATE INDEX message_supersede ON message(supersede, id) WHERE supersede IS NOT NULL;
-CREATE INDEX message_expires ON message(expires_at, id);
+CREATE INDEX message_expires ON message(expires_at);
 
 -- format: 1 raw as repaired, unsigned. data is sealed where key_id is not 0. octets is 0 where data holds the body; else
 -- data is empty, and the data of its parts, in order of n, is the body, as long as octets says. Parts are written before
