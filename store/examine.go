@@ -203,7 +203,7 @@ func (e *examiner) tables(ctx context.Context, keys map[int64]sealKey, history a
 		return
 	}
 	if check != nil && *check != history.check() {
-		e.fault("copy the file from a node that runs", "key_file belongs to another fleet: its history key is not the one of this database")
+		e.fault("copy the file from a node that runs; if it is lost for good: DELETE FROM meta WHERE key = 'history_check'", "key_file belongs to another fleet: its history key is not the one of this database")
 		return
 	}
 	needed, err := neededKeys(ctx, e.conn)
