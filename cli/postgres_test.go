@@ -32,6 +32,7 @@ func TestTheCommandsTellOfAQueueInPostgreSQL(t *testing.T) {
 	if r := g.run("check"); !strings.Contains(r.out, "OK    database store: PostgreSQL ") || strings.Contains(r.out+r.err, server.Password) {
 		t.Errorf("check tells\n%s", r.out)
 	}
+	g.ok("store", "rotate-key", "--remove") // before there is a table
 	g.start()
 	id := g.queued("127.0.0.1", fromAuth, "ann@example.org")
 	g.auth.Wait(1)

@@ -244,15 +244,15 @@ func NeededKeys(ctx context.Context, dsn string) (map[int64]int, error) {
 
 // neededKeys returns nothing where there are no tables yet.
 func neededKeys(ctx context.Context, conn *pgx.Conn) (map[int64]int, error) {
+	needed := map[int64]int{}
 	var there bool
 	if err := conn.QueryRow(ctx, "SELECT to_regclass('body') IS NOT NULL").Scan(&there); err != nil || !there {
-		return nil, err
+		return needed, err
 	}
 	rows, err := conn.Query(ctx, "SELECT key_id, count(*) FROM body WHERE key_id <> 0 GROUP BY key_id")
 	if err != nil {
 		return nil, err
 	}
-	needed := map[int64]int{}
 	var id int64
 	var n int
 	_, err = pgx.ForEachRow(rows, []any{&id, &n}, func() error {
