@@ -17,10 +17,11 @@ import (
 	"gatepost/store/storetest/pgtest"
 )
 
-// lease is how long what a dead node owned stays its own, and takenOver by when others must have freed it.
+// lease is how long what a dead node owned stays its own, and takenOver by when others must have freed it: they look every
+// 3 s.
 const (
 	lease     = 15 * time.Second
-	takenOver = lease + 3*time.Second
+	takenOver = lease + 5*time.Second
 )
 
 // fleet is several gateposts on one database, with the same hosts behind them.
