@@ -9,13 +9,18 @@ import (
 	"time"
 
 	"gatepost/message"
+	"gatepost/store/storetest/pgtest"
 )
 
 // BenchmarkPutSettle has 100 producers each store a sign-in code born owned and settle it. It tells messages a second
 // and the 99th percentile of what one waits for its Put.
 func BenchmarkPutSettle(b *testing.B) {
+	b.Run("SQLite", func(b *testing.B) { benchmarkPutSettle(b, openTest(b, Options{Dir: b.TempDir()}, nil)) })
+	b.Run("PostgreSQL", func(b *testing.B) { benchmarkPutSettle(b, newTestFleet(b, pgtest.Shared(b)).node(b, "a")) })
+}
+
+func benchmarkPutSettle(b *testing.B, s *Store) {
 	const producers = 100
-	s := openTest(b, Options{Dir: b.TempDir()}, nil)
 	waits := make([][]time.Duration, producers)
 	var wg sync.WaitGroup
 	b.ResetTimer()

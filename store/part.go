@@ -99,7 +99,7 @@ func (p *partJob) size() (messages, octets int) { return 0, len(p.data()) }
 
 func (p *partJob) apply(t *tx) error {
 	id := p.put.large[p.body].id
-	if _, err := t.exec("INSERT INTO body_part(id, n, data) VALUES(?, ?, ?)", int64(id), p.n, p.data()); err != nil {
+	if err := t.db.change("INSERT INTO body_part(id, n, data) VALUES(?, ?, ?)", int64(id), p.n, p.data()); err != nil {
 		return fmt.Errorf("store part %d of message %v: %w", p.n, id, err)
 	}
 	return nil

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -42,13 +44,11 @@ func configure(cfg *pgxpool.Config, node string) {
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "gatepost " + node
 	}
-	for name, value := range map[string]string{
+	maps.Copy(c.RuntimeParams, map[string]string{
 		"statement_timeout": strconv.Itoa(int(readWithin.Milliseconds())), "lock_timeout": "2000", "idle_in_transaction_session_timeout": "10000",
 		"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "3", "tcp_keepalives_count": "3", "tcp_user_timeout": "15000",
 		"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "enable_bitmapscan": "off", "jit": "off", "plan_cache_mode": "force_generic_plan",
-	} {
-		c.RuntimeParams[name] = value
-	}
+	})
 	c.DialFunc = dialPostgres
 }
 
@@ -308,10 +308,5 @@ func isCode(err error, codes ...string) bool {
 	if !ok {
 		return false
 	}
-	for _, code := range codes {
-		if e.Code == code {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(codes, e.Code)
 }

@@ -4,9 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -421,7 +426,7 @@ func TestANodeWhoseClockIsWrongNeitherExpiresNorDelaysMail(t *testing.T) {
 			if wait := time.Until(due); !ok || err != nil || wait < 55*time.Second || wait > 65*time.Second {
 				t.Errorf("it is due in %v, %v, %v, want a minute", wait, ok, err)
 			}
-			if id := wrong.NewID(); id.Time().Sub(time.Now()).Abs() > time.Minute {
+			if id := wrong.NewID(); time.Until(id.Time()).Abs() > time.Minute {
 				t.Errorf("an id tells %v", id.Time())
 			}
 		})
@@ -470,4 +475,118 @@ func TestWhatNobodyWasToldOfIsFoundByLooking(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the other node sees the hold", func() bool { return b.StreamHeld("auth") })
+}
+
+func TestATakeoverWaitsForTheEndOfACommit(t *testing.T) {
+	t.Parallel()
+	f := newTestFleet(t, pgtest.Shared(t))
+	gate, inside := make(chan struct{}), make(chan struct{}, 1)
+	var hold atomic.Bool
+	a := must(f.open(t, "a", nil, func(s *Store) {
+		s.writer.commit = func(db database) error {
+			if hold.CompareAndSwap(true, false) {
+				inside <- struct{}{}
+				<-gate
+			}
+			return commitTx(db)
+		}
+	}))
+	b := f.node(t, "b")
+	settling, other := newMessage(a, message.Auth, 0), newMessage(a, message.Auth, 0)
+	mustPut(t, a, true, settling, other)
+	epoch, valid := a.Lease()
+	hold.Store(true)
+	settled := make(chan []message.RecipientID)
+	go func() { settled <- must(a.Settle(context.Background(), delivered(settling, epoch))) }()
+	<-inside
+	abandon(a)
+	eventually(t, "the lease is over", func() bool { return !valid(0) })
+	time.Sleep(3 * testRenew) // b has looked by now
+	if rows := must(b.Show(t.Context(), other.ID)); len(rows) != 1 || rows[0].State != "in-flight" {
+		t.Errorf("%+v, want it left until the commit has ended", rows)
+	}
+	close(gate)
+	if lost := <-settled; len(lost) > 0 {
+		t.Error("what was settled before the takeover was lost")
+	}
+	eventually(t, "the rest is taken over", func() bool { ds := claimAll(t, b, "auth"); return len(ds) == 1 && ds[0].Message.ID == other.ID })
+	if got, want := kindsOf(t, b, settling.ID), []event.Kind{event.Delivered}; !slices.Equal(got, want) {
+		t.Errorf("events %v, want %v", got, want)
+	}
+}
+
+func TestTheClockFollowsAServerThatTookTheDatabasesPlace(t *testing.T) {
+	t.Parallel()
+	c := fleetClock{wall: time.Now}
+	start := time.Now()
+	c.set(start.Add(time.Hour).UnixMilli(), bootTime())
+	if d := c.now().Sub(start.Add(time.Hour)); d.Abs() > time.Minute || c.skew() < 50*time.Minute {
+		t.Errorf("off by %v, skew %v", d, c.skew())
+	}
+	last := c.now()
+	c.set(start.Add(time.Hour).Add(-time.Second).UnixMilli(), bootTime())
+	if now := c.now(); now.Before(last) {
+		t.Errorf("it went back from %v to %v", last, now)
+	}
+	c.set(start.UnixMilli(), bootTime())
+	if d := c.now().Sub(start); d.Abs() > time.Minute || c.skew() != 0 {
+		t.Errorf("off by %v, skew %v", d, c.skew())
+	}
+}
+
+func TestAFullDiskOfTheDatabaseIsAnsweredWith452AndLosesNothing(t *testing.T) {
+	t.Parallel()
+	server := pgtest.New(t)
+	f := newTestFleet(t, server)
+	s := f.node(t, "a")
+	disk := smallDisk(t)
+	owner := must(user.Lookup("postgres"))
+	must(0, os.Chown(disk, must(strconv.Atoi(owner.Uid)), must(strconv.Atoi(owner.Gid))))
+	must(0, os.Chmod(filepath.Dir(disk), 0o711))
+	server.Admin(t, "CREATE TABLESPACE small LOCATION '"+disk+"'")
+	t.Cleanup(func() { server.Stop(t, pgtest.Immediate) }) // before it is unmounted
+	server.Admin(t, "GRANT CREATE ON TABLESPACE small TO "+pgtest.Role)
+	for _, table := range []string{"body", "body_part"} {
+		must(s.fleet.pool.Exec(t.Context(), "ALTER TABLE "+table+" SET TABLESPACE small"))
+	}
+	var stored []*message.Message
+	refused := 0
+	for i := range 400 { // 20 MB
+		size := 50000
+		if i%20 == 0 {
+			size = maxInline + 50000
+		}
+		m := newMessage(s, message.Auth, size)
+		switch err := put(s, false, m); replyCode(err) {
+		case 0:
+			if err != nil {
+				t.Fatal(err)
+			}
+			stored = append(stored, m)
+		case 452:
+			refused++
+		default:
+			t.Fatalf("put: %v, want 452", err)
+		}
+	}
+	if len(stored) < 20 || refused < 100 {
+		t.Fatalf("%d stored, %d refused", len(stored), refused)
+	}
+	got := map[message.ID]bool{}
+	drain := func(max int) {
+		for _, d := range must(s.Claim(t.Context(), "auth", []string{""}, max, 1<<30)) {
+			got[d.Message.ID] = !d.Held && len(d.Message.Raw) > 50000
+			must(s.Settle(t.Context(), delivered(d.Message, d.Epoch)))
+		}
+	}
+	drain(len(stored) / 2) // which the full disk does not keep it from
+	must(0, syscall.Mount("", disk, "", syscall.MS_REMOUNT, "size=64m"))
+	eventually(t, "it takes mail again", func() bool { return s.Ready(message.Auth) == nil && s.Ready(message.Marketing) == nil })
+	mustPut(t, s, false, newMessage(s, message.Auth, 50000))
+	drain(1000)
+	for _, m := range stored {
+		if !got[m.ID] {
+			t.Errorf("message %v is lost", m.ID)
+		}
+	}
 }

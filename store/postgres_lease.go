@@ -49,7 +49,7 @@ func (l *lease) begin(epoch int64, sent time.Duration) {
 	l.epoch, l.until = epoch, sent+l.life
 }
 
-// extend notes that the lease of an epoch was renewed. If that epoch is over meanwhile it changes nothing.
+// extend notes that the lease of an epoch was renewed. If that epoch is over by now it changes nothing.
 func (l *lease) extend(epoch int64, sent time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -86,7 +86,8 @@ func (l *lease) now(closed *atomic.Bool) (epoch int64, valid func(margin time.Du
 	}
 }
 
-// fleetClock is the database's clock as this node knows it. It never goes back.
+// fleetClock is the database's clock as this node knows it. It never goes back, unless the database's does, as it may
+// when another server takes its place.
 type fleetClock struct {
 	wall func() time.Time // the host's; tests set it
 
@@ -110,7 +111,9 @@ func (c *fleetClock) read(ctx context.Context, conn *pgx.Conn) error {
 func (c *fleetClock) set(now int64, sent time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.base, c.at = at(now), sent
+	if c.base, c.at = at(now), sent; c.last.Sub(c.base) > slightly {
+		c.last = c.base
+	}
 }
 
 // now returns the database's time, ahead by at most the time that an answer took.

@@ -1,5 +1,6 @@
 // Package store remembers across restarts: the spool of mail that is still to be sent, and the history of what became
-// of the rest, in one SQLite database inside state_dir.
+// of the rest. Open keeps them in one SQLite database inside state_dir; OpenPostgres in a PostgreSQL database that the
+// nodes of a fleet share.
 //
 // What it promises: a Put or Settle that returned without an error survives SIGKILL and power cut; all of it is there
 // or none; a row is changed only by the incarnation that owns it; every change has its event, in the same transaction;
@@ -8,7 +9,8 @@
 // happened: it closes the database and takes back what may have become durable.
 //
 // One goroutine writes. What arrives while it commits is the next batch, so the cost of a sync is shared by as many
-// as wait for it.
+// as wait for it. What an engine does differently is behind the interface database; what a store promises, and its
+// contract in storetest, is the same.
 package store
 
 import (
@@ -149,7 +151,7 @@ func (s *Store) Close(ctx context.Context) error {
 	s.closed.Store(true)
 	s.writer.queue.close()
 	if s.fleet != nil && s.failing.Load() {
-		s.fleet.cancel() // what it waits for would come to late
+		s.fleet.cancel() // what it waits for would come too late
 	}
 	select {
 	case <-s.writer.stopped:
