@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,7 +62,7 @@ func Examine(ctx context.Context, o PostgresOptions) Examination {
 			return e.Examination
 		}
 	}
-	if len(e.Faults) == 0 {
+	if !slices.ContainsFunc(e.Faults, func(f Fault) bool { return !f.Bearable }) {
 		e.tables(ctx, keys, history)
 	}
 	return e.Examination
@@ -83,6 +84,9 @@ func parseDSN(dsn string) (*pgxpool.Config, error) {
 
 // connectAny connects to the server that can be written to or, where there is none, to one that answers.
 func connectAny(ctx context.Context, c *pgxpool.Config) (*pgx.Conn, error) {
+	if c.ConnConfig.ConnectTimeout == 0 || c.ConnConfig.ConnectTimeout > connectWithin {
+		c.ConnConfig.ConnectTimeout = connectWithin
+	}
 	writable := c.ConnConfig.Copy()
 	writable.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	if conn, err := pgx.ConnectConfig(ctx, writable); err == nil {
