@@ -104,15 +104,50 @@ func (j *claimJob) finish(err error) {
 // undo frees what a claim took whose commit failed: its caller knows nothing of it.
 func (j *claimJob) undo(t *tx) error { return t.db.release(t, idsOf(j.claimed)) }
 
-// giveBack frees claimed rows that nobody works on, without waiting.
+// giveBack frees claimed rows that nobody works on, without waiting. While that is not possible they are strays: ours, so
+// that nobody else may have them, and they must not stay so.
 func (s *Store) giveBack(rows []row) {
 	if len(rows) == 0 {
 		return
 	}
-	ids := idsOf(rows)
-	j := &task{len(ids), func(t *tx) error { return t.db.release(t, ids) }, make(chan error, 1)}
-	if err := s.writer.queue.add(settlement, j); err != nil {
-		s.log.LogAttrs(context.Background(), slog.LevelWarn, "claimed mail could not be given back, it is sent after the next start", slog.Any("err", err))
+	s.addStrays(idsOf(rows))
+	s.returnStrays()
+}
+
+func (s *Store) addStrays(ids []message.RecipientID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.strays = append(s.strays, ids...)
+}
+
+// returnStrays queues what frees the strays. It is called again when the database is well again.
+func (s *Store) returnStrays() {
+	s.mu.Lock()
+	ids := s.strays
+	s.strays = nil
+	s.mu.Unlock()
+	if len(ids) == 0 {
+		return
+	}
+	if err := s.writer.queue.add(settlement, &strayJob{s, ids}); err != nil {
+		s.addStrays(ids)
+	}
+}
+
+// strayJob frees rows that were claimed and that nobody works on.
+type strayJob struct {
+	s   *Store
+	ids []message.RecipientID
+}
+
+func (j *strayJob) size() (messages, octets int) { return min(len(j.ids), batchMessages/8), 0 }
+
+func (j *strayJob) apply(t *tx) error { return t.db.release(t, j.ids) }
+
+func (j *strayJob) finish(err error) {
+	if err != nil {
+		j.s.addStrays(j.ids)
+		j.s.log.LogAttrs(context.Background(), slog.LevelWarn, "claimed mail could not be given back, it is tried again", slog.Any("err", err))
 	}
 }
 

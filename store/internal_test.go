@@ -13,6 +13,7 @@ import (
 	"gatepost/event"
 	"gatepost/message"
 	"gatepost/reply"
+	"gatepost/store/storetest/pgtest"
 )
 
 // collector is a sink that keeps what it gets.
@@ -258,6 +259,37 @@ func TestAFailedCommitIsTakenBack(t *testing.T) {
 					t.Errorf("event %d has number %d", i+1, e.Seq)
 				}
 			}
+		})
+	}
+}
+
+func TestAHoldWhoseCommitFailedIsKnownOnceTheDatabaseIsOpenAgain(t *testing.T) {
+	t.Parallel()
+	for engine, open := range map[string]func(t *testing.T, prepare func(*Store)) *Store{
+		"SQLite": func(t *testing.T, prepare func(*Store)) *Store {
+			return openTest(t, Options{Dir: t.TempDir()}, prepare)
+		},
+		"PostgreSQL": func(t *testing.T, prepare func(*Store)) *Store {
+			return must(newTestFleet(t, pgtest.Shared(t)).open(t, "a", nil, prepare))
+		},
+	} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			var fail atomic.Bool
+			s := open(t, func(s *Store) {
+				s.writer.commit = func(db database) error {
+					err := commitTx(db)
+					if fail.CompareAndSwap(true, false) {
+						return errors.New("fsync: input/output error")
+					}
+					return err
+				}
+			})
+			fail.Store(true)
+			if err := s.HoldStream(t.Context(), "auth", true); err == nil {
+				t.Error("a hold whose commit failed succeeded")
+			}
+			eventually(t, "the hold is known", func() bool { return s.StreamHeld("auth") })
 		})
 	}
 }

@@ -47,6 +47,7 @@ func configure(cfg *pgxpool.Config, node string) {
 	maps.Copy(c.RuntimeParams, map[string]string{
 		"statement_timeout": strconv.Itoa(int(readWithin.Milliseconds())), "lock_timeout": "2000", "idle_in_transaction_session_timeout": "10000",
 		"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "3", "tcp_keepalives_count": "3", "tcp_user_timeout": "15000",
+		"default_transaction_isolation": "read committed", "client_encoding": "UTF8", "client_min_messages": "warning",
 		"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "enable_bitmapscan": "off", "jit": "off", "plan_cache_mode": "force_generic_plan",
 	})
 	c.DialFunc = dialPostgres

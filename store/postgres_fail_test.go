@@ -590,3 +590,34 @@ func TestAFullDiskOfTheDatabaseIsAnsweredWith452AndLosesNothing(t *testing.T) {
 		}
 	}
 }
+
+func TestClaimedMailThatCannotBeReadIsGivenBackOnceTheDatabaseIsWell(t *testing.T) {
+	t.Parallel()
+	var spoil atomic.Bool
+	f := newTestFleet(t, pgtest.Shared(t))
+	s := must(f.open(t, "a", nil, func(s *Store) {
+		s.writer.commit = func(db database) error {
+			err := commitTx(db)
+			if spoil.CompareAndSwap(true, false) { // from here on the database is away
+				must(s.fleet.pool.Exec(context.Background(), "ALTER TABLE body RENAME TO elsewhere"))
+				s.failing.Store(true)
+				finish(s.writer.queue.stop(errNotOpen), errNotOpen)
+			}
+			return err
+		}
+	}))
+	m := newMessage(s, message.Auth, 0)
+	mustPut(t, s, false, m)
+	spoil.Store(true)
+	if ds, err := s.Claim(t.Context(), "auth", []string{""}, 10, 1<<20); err == nil {
+		t.Fatalf("claimed %+v", ds)
+	}
+	if rows := must(s.Show(t.Context(), m.ID)); len(rows) != 1 || rows[0].State != "in-flight" {
+		t.Fatalf("rows %+v", rows)
+	}
+	must(s.fleet.pool.Exec(t.Context(), "ALTER TABLE elsewhere RENAME TO body"))
+	s.failing.Store(false)
+	s.writer.queue.stop(nil)
+	s.returnStrays() // as when the database is open again
+	eventually(t, "it can be claimed again", func() bool { return len(claimAll(t, s, "auth")) == 1 })
+}

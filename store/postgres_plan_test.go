@@ -221,7 +221,7 @@ func TestPlansMadeForAnEmptyQueueServeAFullOne(t *testing.T) {
 
 func TestTheClaimPathStaysFlatHoweverMuchWasSettled(t *testing.T) {
 	t.Parallel()
-	const each, cycles = 100, 120
+	const each, cycles = 100, 60
 	s := newTestFleet(t, pgtest.Shared(t)).node(t, "a")
 	cycle := func() {
 		var ms []*message.Message

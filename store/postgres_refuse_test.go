@@ -75,6 +75,25 @@ func TestWhatStillSyncsIsTaken(t *testing.T) {
 	}
 }
 
+func TestWhatAnOperatorSetsForOthersChangesNothing(t *testing.T) {
+	t.Parallel()
+	f := newTestFleet(t, pgtest.Shared(t))
+	var alter []string
+	want := map[string]string{"transaction_isolation": "read committed", "statement_timeout": "10s", "client_min_messages": "warning", "enable_seqscan": "off"}
+	for setting, value := range map[string]string{"default_transaction_isolation": "serializable", "statement_timeout": "1", "client_min_messages": "error", "enable_seqscan": "on"} {
+		alter = append(alter, "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET "+setting+" = ''"+value+"''', current_database()); END $$")
+	}
+	sqlAt(t, f, alter...)
+	s := f.node(t, "a")
+	mustPut(t, s, false, newMessage(s, message.Auth, 0))
+	for setting, want := range want {
+		var got string
+		if err := s.writer.do(t.Context(), rest, 1, func(x *tx) error { return x.one("SHOW "+setting, &got) }); err != nil || got != want {
+			t.Errorf("%s is %s, %v, want %s", setting, got, err, want)
+		}
+	}
+}
+
 func TestADatabaseThatIsNotOursOrNotForUsIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {

@@ -4,8 +4,11 @@ import (
 	"context"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"gatepost/event"
 	"gatepost/message"
@@ -96,4 +99,60 @@ func TestFleet(t *testing.T) {
 			return must(s.(*Store).Events(t.Context(), EventQuery{Message: id}))
 		},
 	})
+}
+
+// roundTrips counts the batches that a node sends, but for the short ones of upkeep.
+type roundTrips struct{ n atomic.Int32 }
+
+func (r *roundTrips) TraceBatchStart(ctx context.Context, _ *pgx.Conn, b pgx.TraceBatchStartData) context.Context {
+	if b.Batch.Len() > 3 {
+		r.n.Add(1)
+	}
+	return ctx
+}
+func (r *roundTrips) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (r *roundTrips) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+func (r *roundTrips) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData)     {}
+func (r *roundTrips) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func TestManyPutsAreOneRoundTripAndManySettlementsTwo(t *testing.T) {
+	t.Parallel()
+	o := newTestFleet(t, pgtest.Shared(t)).options(t, "a", nil)
+	f := must(newFleet(o))
+	trips := &roundTrips{}
+	f.conns.Tracer = trips
+	must(0, f.open(o))
+	var gate sync.Mutex
+	f.s.writer.commit = func(db database) error { gate.Lock(); defer gate.Unlock(); return commitTx(db) }
+	f.start()
+	t.Cleanup(func() { f.s.Close(context.Background()) })
+	mustPut(t, f.s, true, newMessage(f.s, message.Auth, 100)) // statements are prepared now
+
+	gate.Lock()
+	first := f.s.Put([]*message.Message{newMessage(f.s, message.Auth, 100)}, true)
+	eventually(t, "the first is being committed", func() bool { return f.s.writer.queue.isEmpty() })
+	var writes []Write
+	var ss []message.Settlement
+	for i := range 50 {
+		m := newMessage(f.s, message.Auth, 100)
+		ss = append(ss, delivered(m, f.s.epoch.Load())...)
+		writes = append(writes, f.s.Put([]*message.Message{m}, i%2 == 0))
+	}
+	before := trips.n.Load()
+	gate.Unlock()
+	<-first.Done()
+	for _, w := range writes {
+		<-w.Done()
+		must(w.Result())
+	}
+	if n := trips.n.Load() - before; n != 2 {
+		t.Errorf("%d round trips for a Put and 50 that came while it was committed, want 2", n)
+	}
+	before = trips.n.Load()
+	must(f.s.Settle(t.Context(), ss))
+	if n := trips.n.Load() - before; n != 2 {
+		t.Errorf("%d round trips to settle 50, want 2", n)
+	}
 }

@@ -104,3 +104,15 @@ func TestBatchesPutAuthFirstAndStarveNobody(t *testing.T) {
 		t.Errorf("batch %q, want 4 MB", got)
 	}
 }
+
+// isEmpty reports whether nothing waits.
+func (q *queue) isEmpty() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, jobs := range q.jobs {
+		if len(jobs) > 0 {
+			return false
+		}
+	}
+	return true
+}

@@ -70,8 +70,9 @@ type Store struct {
 
 	mu          sync.Mutex
 	wakes       map[string]chan struct{}
-	held        map[string]bool // streams on hold
-	heldChanges int             // by this node
+	held        map[string]bool       // streams on hold
+	strays      []message.RecipientID // claimed, and to be given back
+	heldChanges int                   // by this node
 }
 
 // Open opens the store in o.Dir, or makes one. Its errors say what to do. What an earlier incarnation owned when it

@@ -23,6 +23,7 @@ func (w *writer) upkeep() time.Duration {
 		w.retireKeys()
 	}
 	w.s.removeParts()
+	w.s.returnStrays()
 	more := false
 	w.turn("cut history", func(t *tx) (err error) {
 		more, err = t.cutHistory()

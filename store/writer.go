@@ -253,6 +253,7 @@ func (w *writer) fail(jobs []job, cause error) {
 	w.queue.stop(nil)
 	w.s.parts.search() // what failed may have ended a large message after all
 	w.s.removeParts()
+	w.s.returnStrays()
 	w.s.log.LogAttrs(context.Background(), slog.LevelWarn, "the database is open again", slog.String("dir", w.dir))
 }
 
@@ -281,6 +282,9 @@ func (w *writer) reopen() error {
 		}
 		t.events = late
 		if err := t.db.load(t); err != nil {
+			return err
+		}
+		if err := w.s.loadHolds(t); err != nil {
 			return err
 		}
 		for _, u := range w.doubt {
