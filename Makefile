@@ -2,7 +2,7 @@
 # make test    everything that must hold before a change lands; installs what it needs, or says what to install
 # make test-specs   the requests of API upstreams against the services' own descriptions, which are in the folder SPECS
 # make fuzz    the fuzz targets, FUZZTIME each: a time, or a count such as 5000x (which make test uses)
-# make bench   gatepost beside Postfix + OpenDKIM; see bench/run.sh
+# make bench   gatepost, on SQLite and on PostgreSQL, beside Postfix + OpenDKIM; see bench/run.sh
 # make man     the man pages of all commands, into bin/man
 # make microbench   the benchmarks inside the packages
 # make screenshots  pictures of the built-in templates for the docs; fails where one cannot be read (chromium, node)
@@ -18,7 +18,8 @@ SPECS     ?= ../shared/reference/esp-specs
 # What the tests need and meet as real peers: a command, a module of Debian's own Python or Perl, or a jar, and the
 # package that has it.
 PEERS := gcc:build-essential swaks:swaks curl:curl postfix:postfix strace:strace bwrap:bubblewrap haproxy:haproxy \
-         systemd-analyze:systemd systemd-socket-activate:systemd node:nodejs npm:npm javac:default-jdk-headless
+         systemd-analyze:systemd systemd-socket-activate:systemd node:nodejs npm:npm javac:default-jdk-headless \
+         initdb:postgresql psql:postgresql-client
 MODULES := dkim:python3-dkim nacl:python3-nacl seccomp:python3-seccomp
 PERL := Net::SSLeay:libnet-ssleay-perl
 JARS := jakarta-mail:libjakarta-mail-java
@@ -73,8 +74,8 @@ chaos: peers
 	GATEPOST_CHAOS=1 $(GO) test -count=1 -timeout 30m -v -run 'WhateverFloodsIn' ./test
 
 peers:
-	@missing=""; \
-	for p in $(PEERS); do PATH="$$PATH:/usr/sbin" command -v "$${p%%:*}" >/dev/null || missing="$$missing $${p##*:}"; done; \
+	@missing=""; path="$$PATH:/usr/sbin$$(printf ':%s' /usr/lib/postgresql/*/bin)"; \
+	for p in $(PEERS); do PATH="$$path" command -v "$${p%%:*}" >/dev/null || missing="$$missing $${p##*:}"; done; \
 	for m in $(MODULES); do /usr/bin/python3 -c "import $${m%%:*}" 2>/dev/null || missing="$$missing $${m##*:}"; done; \
 	for m in $(PERL); do perl -M$${m%:*} -e 1 2>/dev/null || missing="$$missing $${m##*:}"; done; \
 	for j in $(JARS); do test -e /usr/share/java/$${j%%:*}.jar || missing="$$missing $${j##*:}"; done; \

@@ -55,8 +55,23 @@ type Status struct {
 	StartedAt time.Time `json:"started_at"`
 	Alive     bool      `json:"alive"`
 	Problem   string    `json:"problem,omitempty"` // why it is not alive
+	Store     Store     `json:"store"`
 	Doors     []Door    `json:"listeners"`
 	Lanes     []Lane    `json:"lanes"`
+}
+
+// Store is where the queue is kept.
+type Store struct {
+	Engine string `json:"engine"`
+	Node   string `json:"node,omitempty"`  // this one's name in the fleet
+	Nodes  []Node `json:"nodes,omitempty"` // all that have ever shared the queue, by name; none where the database is away
+}
+
+// Node is a daemon of a fleet, as the database has it.
+type Node struct {
+	Name       string    `json:"name"`
+	Alive      bool      `json:"alive"`       // its lease has not ended, by the clock of the database
+	LeaseUntil time.Time `json:"lease_until"` // in its last life, for one that is not alive
 }
 
 // Door is a listener and where it really listens.

@@ -113,26 +113,31 @@ func (h *handler) health(r *http.Request) (any, error) {
 
 func (h *handler) status(r *http.Request) (any, error) {
 	s := h.engine.Status(r.Context())
-	lanes, err := h.countLanes(r.Context())
-	if err != nil {
+	ctx, cancel := context.WithTimeout(r.Context(), countWithin)
+	defer cancel()
+	lanes, err := h.countLanes(ctx)
+	if err != nil && s.Alive {
 		return nil, err
 	}
-	s.Lanes = lanes
+	s.Lanes = lanes // where the queue cannot be read, without what waits: s.Problem says why
 	return s, nil
 }
 
 func (h *handler) lanes(r *http.Request) (any, error) { return h.countLanes(r.Context()) }
 
+// countWithin is how long a status waits for the queue to be counted.
+const countWithin = 5 * time.Second
+
 // countLanes joins what the engine and the queue know of each lane. A lane of the queue that the engine does not know
 // belongs to a stream that is gone from the config.
 func (h *handler) countLanes(ctx context.Context) ([]Lane, error) {
-	counts, err := h.queue.Lanes(ctx)
-	if err != nil {
-		return nil, err
-	}
 	lanes := []Lane{}
 	for _, s := range h.engine.Lanes() {
 		lanes = append(lanes, Lane{LaneStatus: s})
+	}
+	counts, err := h.queue.Lanes(ctx)
+	if err != nil {
+		return lanes, err
 	}
 	for _, c := range counts {
 		i := slices.IndexFunc(lanes, func(l Lane) bool { return l.Lane == c.Lane })

@@ -22,7 +22,7 @@ func (a *app) checkCmd() *cobra.Command {
 		Short: "Check config, listeners, keys, DNS, logins; sends nothing",
 		Args:  takesNothing,
 	}
-	cmd.Flags().BoolVar(&offline, "offline", false, "leave out DNS and logins")
+	cmd.Flags().BoolVar(&offline, "offline", false, "leave out the database, DNS and logins")
 	cmd.RunE = run(func(ctx context.Context, _ []string) error {
 		cfg, err := loadConfig(a.file())
 		if err != nil {

@@ -83,9 +83,7 @@ func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(cfg.Limits.Memory / 2) // big mails leave much to collect, and it should not pile up
 	}
-	d.store, err = store.Open(ctx, store.Options{Dir: cfg.StateDir, Sink: d.sink, Log: d.log.Logger,
-		Addresses: d.historyAddresses, Keep: cfg.History.Keep})
-	if err != nil {
+	if d.store, err = d.openStore(ctx, cfg); err != nil {
 		return err
 	}
 	if d.relay, err = relay.New(relay.Options{Config: cfg, Spool: d.store, Log: d.log.Logger}); err != nil {
@@ -201,13 +199,35 @@ func (d *daemon) run(ctx context.Context, started func(), beside ...func(ctx con
 	return errors.Join(err, d.closeStore())
 }
 
-// alive returns nil if lanes turn and the queue can be written.
+// alive returns nil if the queue can be written and lanes turn.
 func (d *daemon) alive(ctx context.Context) error {
-	if err := d.relay.Alive(ctx); err != nil {
-		return err
+	if err := d.writable(); err != nil {
+		return err // first, since lanes may wait for it
 	}
-	if _, valid := d.store.Lease(); !valid(0) {
-		return fmt.Errorf("the queue in %s cannot be written", d.cfg().StateDir)
+	return d.relay.Alive(ctx)
+}
+
+// shares reports whether the queue is in a database that other nodes use too.
+func (d *daemon) shares() bool { return d.cfg().Store.Engine == "postgres" }
+
+func (d *daemon) writable() error {
+	_, valid := d.store.Lease()
+	switch {
+	case d.shares() && d.store.Ready(message.Auth) != nil:
+		return errors.New("the database is away or its disk is full: mail is refused for now")
+	case valid(0):
+		return nil
+	case d.shares():
+		return errors.New("this node has no lease from the database: nothing is sent until it has one again")
 	}
-	return nil
+	return fmt.Errorf("the queue in %s cannot be written", d.cfg().StateDir)
+}
+
+// wedged returns an error where starting anew may help. That cannot bring back a database that is away, and meanwhile nobody
+// would tell clients to try again.
+func (d *daemon) wedged(ctx context.Context) error {
+	if d.shares() && d.writable() != nil {
+		return nil
+	}
+	return d.alive(ctx)
 }

@@ -65,8 +65,23 @@ func (e engine) Status(ctx context.Context) admin.Status {
 	}
 	ctx, cancel := context.WithTimeout(ctx, aliveWithin)
 	defer cancel()
+	s.Store = e.shared(ctx)
 	if err := e.alive(ctx); err != nil {
 		s.Alive, s.Problem = false, err.Error()
+	}
+	return s
+}
+
+// shared tells who shares the queue.
+func (e engine) shared(ctx context.Context) admin.Store {
+	set := e.cfg().Store
+	s := admin.Store{Engine: set.Engine, Node: set.Node}
+	nodes, err := e.store.Nodes(ctx)
+	if err != nil {
+		return s // that the database is away is told as a problem
+	}
+	for _, n := range nodes {
+		s.Nodes = append(s.Nodes, admin.Node{Name: n.Name, Alive: n.Alive, LeaseUntil: n.LeaseUntil})
 	}
 	return s
 }

@@ -97,7 +97,7 @@ func (d *daemon) watchdog(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		bounded, cancel := context.WithTimeout(ctx, interval/3)
-		err := d.alive(bounded)
+		err := d.wedged(bounded)
 		cancel()
 		switch {
 		case ctx.Err() != nil:

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -33,7 +34,7 @@ func (a *app) statusCmd() *cobra.Command {
 				err = a.printStatus(s, time.Now())
 			}
 			if err == nil && !s.Alive {
-				err = &failure{exitFailed, fmt.Errorf("gatepost runs but does not work: %s", s.Problem), "see its log"}
+				err = &failure{exitFailed, fmt.Errorf("gatepost runs but does not work: %s", s.Problem), hintFor(s.Store)}
 			}
 			return err
 		}),
@@ -43,6 +44,7 @@ func (a *app) statusCmd() *cobra.Command {
 func (a *app) printStatus(s admin.Status, now time.Time) error {
 	t := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(t, "gatepost %s on %s, pid %d, up %s, state in %s\n", s.Version, s.Hostname, s.PID, now.Sub(s.StartedAt).Round(time.Second), s.StateDir)
+	printStore(t, s.Store, now)
 	for _, d := range s.Doors {
 		fmt.Fprintf(t, "listener %s: %s on %s\n", d.Name, d.Protocol, d.Address)
 	}
@@ -76,4 +78,27 @@ func stateOf(p message.PairStatus, now time.Time) string {
 		state += fmt.Sprintf(", others took %d", p.PassedBy)
 	}
 	return state
+}
+
+// hintFor says where to look for what keeps a daemon from its work.
+func hintFor(s admin.Store) string {
+	if s.Node != "" {
+		return "gatepost check tells what is wrong with the database; see the log too"
+	}
+	return "see its log"
+}
+
+// printStore tells who shares the queue, where it is shared.
+func printStore(w io.Writer, s admin.Store, now time.Time) {
+	if s.Node == "" {
+		return
+	}
+	fmt.Fprintf(w, "store: %s, node %s\n", s.Engine, s.Node)
+	for _, n := range s.Nodes {
+		state := "alive, lease ends " + when(n.LeaseUntil, now)
+		if !n.Alive {
+			state = "not alive since " + when(n.LeaseUntil, now)
+		}
+		fmt.Fprintf(w, "node %s: %s\n", n.Name, state)
+	}
 }

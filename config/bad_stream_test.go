@@ -219,11 +219,11 @@ var badStreams = map[string]badConfig{
 		},
 	},
 	"words that are not known": {
-		[]edit{{`kind    = "auth"`, "kind    = \"auth\"\nverdict = \"now\"\nwhen_down = \"drop\""}, {"", "[store]\nengine = \"postgres\"\n[log]\nlevel = \"loud\"\nformat = \"xml\"\naddresses = \"all\"\n[history]\naddresses = \"all\"\nkeep = \"\"\n"}},
+		[]edit{{`kind    = "auth"`, "kind    = \"auth\"\nverdict = \"now\"\nwhen_down = \"drop\""}, {"", "[store]\nengine = \"mysql\"\n[log]\nlevel = \"loud\"\nformat = \"xml\"\naddresses = \"all\"\n[history]\naddresses = \"all\"\nkeep = \"\"\n"}},
 		[]string{
 			`14: stream.auth.verdict: "now" is not "queued" or "upstream"`,
 			`15: stream.auth.when_down: "drop" is not "refuse" or "queue"`,
-			`39: store.engine: "postgres" is not "sqlite"`,
+			`39: store.engine: "mysql" is not "sqlite" or "postgres"`,
 			`41: log.level: "loud" is not "debug", "info", "warn" or "error"`,
 			`42: log.format: "xml" is not "text" or "json"`,
 			`43: log.addresses: "all" is not "masked" or "clear"`,

@@ -52,6 +52,7 @@ func TestABadConfigIsToldByLineAndKey(t *testing.T) {
 	maps.Copy(all, badServices)
 	maps.Copy(all, badMapped)
 	maps.Copy(all, badAPIs)
+	maps.Copy(all, badStores)
 	for name, tt := range all {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

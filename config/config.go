@@ -35,11 +35,6 @@ type Config struct {
 	Templates Templates
 }
 
-// Store is [store].
-type Store struct {
-	Engine string // "sqlite"
-}
-
 // Listen is [listen.NAME]: a door.
 type Listen struct {
 	Name            string

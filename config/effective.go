@@ -126,7 +126,7 @@ func (c *Config) sections() []section {
 	top.set("state_dir", c.StateDir)
 	all := []section{
 		{nil, top},
-		{[]string{"store"}, values{{"engine", c.Store.Engine}}},
+		{[]string{"store"}, c.Store.values()},
 		{[]string{"limits"}, c.Limits.values()},
 		{[]string{"log"}, c.Log.values()},
 		{[]string{"history"}, c.History.values()},
@@ -148,6 +148,14 @@ func (c *Config) sections() []section {
 		all = append(all, section{[]string{"upstream", s.Name}, s.values()})
 	}
 	return all
+}
+
+func (s Store) values() (vs values) {
+	vs.set("engine", s.Engine)
+	vs.set("dsn_file", s.DSN.File)
+	vs.set("key_file", s.KeyFile)
+	vs.set("node", s.Node)
+	return vs
 }
 
 func (m Limits) values() (vs values) {

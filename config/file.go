@@ -42,14 +42,17 @@ func isCredential(file string) bool {
 }
 
 // private returns the path of the file named at key, which must be there, hold something and be nobody else's to read.
-func (t *table) private(key string) string {
+func (t *table) private(key string) string { return t.privateMade(key, "") }
+
+// privateMade is private for a file that a command makes.
+func (t *table) privateMade(key, command string) string {
 	name := t.text(key)
 	if name == "" {
 		return ""
 	}
 	file, looked := t.resolve(name)
-	if key == "key_file" {
-		looked = strings.TrimPrefix(looked+"; make one with: gatepost dkim generate FILE --domain DOMAIN", "; ")
+	if command != "" {
+		looked = strings.TrimPrefix(looked+"; make one with: "+command, "; ")
 	}
 	t.checkPrivate(t.at(key), file, looked)
 	return file

@@ -103,7 +103,7 @@ func (l *loader) read(m map[string]any) {
 	top := l.table("", "", m)
 	l.c.Hostname = l.hostname(top)
 	l.c.StateDir = l.stateDir(top)
-	l.c.Store.Engine = top.sub("store", "store").choice("engine", "sqlite", "sqlite")
+	l.c.Store = l.store(top.sub("store", "store"))
 	l.c.Listen = sections(top, "listen", l.listen)
 	l.c.Client = sections(top, "client", l.client)
 	l.c.Stream = sections(top, "stream", l.stream)

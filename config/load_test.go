@@ -154,10 +154,10 @@ func TestTheExampleLoadsAndTheDefaultsItNamesAreTheDefaults(t *testing.T) {
 
 func TestWhatTheExampleNamesWithoutDefaultIsAKeyToo(t *testing.T) {
 	dir, text := t.TempDir(), readExample(t)
-	write(t, dir, append(exampleFiles, "esp-auth.token", "templates/SignIn/en.txt")...)
+	write(t, dir, append(exampleFiles, "esp-auth.token", "templates/SignIn/en.txt", "store.dsn", "store.key")...)
 	writeCertificate(t, dir, "gw", certificateFor("gw.example.com"))
 	all := regexp.MustCompile(`(?m)^# e\.g\. (\w+ = )`).ReplaceAllString(text, "$1")
-	all = strings.NewReplacer(`"ca.pem"`, `"gw.pem"`, `"clients-ca.pem"`, `"gw.pem"`).Replace(all)
+	all = strings.NewReplacer(`"ca.pem"`, `"gw.pem"`, `"clients-ca.pem"`, `"gw.pem"`, `#engine = "sqlite"`, `engine = "postgres"`).Replace(all)
 	var texts []string
 	_, err := config.Parse(filepath.Join(dir, "gatepost.toml"), []byte(all))
 	for _, p := range config.Problems(err) {

@@ -120,7 +120,7 @@ func (l *loader) signature(t *table) DKIM {
 	d := DKIM{Shared: t.flag("shared")}
 	d.Selector = l.domainAt(t, "selector", t.needed("selector", `name it as in gp1._domainkey: selector = "gp1"`))
 	t.require("key_file", "gatepost dkim generate makes one")
-	d.KeyFile = t.private("key_file")
+	d.KeyFile = t.privateMade("key_file", "gatepost dkim generate FILE --domain DOMAIN")
 	d.Domain = l.domainAt(t, "domain", t.text("domain"))
 	return d
 }

@@ -15,7 +15,7 @@ import (
 // keys lists what may stand in each kind of section. A key that is not here is an error in the file.
 var keys = map[string][]string{
 	"":      {"hostname", "state_dir", "store", "listen", "client", "stream", "egress", "upstream", "history", "log", "limits", "templates"},
-	"store": {"engine"},
+	"store": {"engine", "dsn_file", "key_file", "node"},
 	"listen": {"protocol", "address", "clients", "max_size", "max_recipients", "max_connections", "max_per_source", "tls", "tls_cert_file",
 		"tls_key_file", "tls_client_ca_file", "auth", "mixed", "proxy_from", "socket_mode", "received_from"},
 	"client": {"networks", "username", "password_file", "tls_names", "unix_users", "streams", "max_size", "max_connections"},

@@ -28,7 +28,7 @@ const (
 // Finding is the result of one check.
 type Finding struct {
 	Level   Level  `json:"level"`
-	Check   string `json:"check"`          // listener, certificate, client ca, password, egress, dkim key, dkim record, upstream
+	Check   string `json:"check"`          // listener, certificate, client ca, password, egress, dkim key, database, dkim record, upstream
 	Subject string `json:"subject"`        // what was looked at: a name in the config or in DNS
 	Text    string `json:"text"`           // what was found
 	Hint    string `json:"hint,omitempty"` // what to do about it
@@ -47,7 +47,7 @@ const (
 
 // Options says how far Run may go.
 type Options struct {
-	Resolver Resolver                    // nil: it stays on this host, without DNS and logins
+	Resolver Resolver                    // nil: it stays on this host, without database, DNS and logins
 	Ours     func(l *config.Listen) bool // whether a running gatepost has the address of l; nil where none runs
 }
 
@@ -57,12 +57,13 @@ func Run(ctx context.Context, cfg *config.Config, o Options) []Finding {
 	if o.Resolver == nil {
 		return found
 	}
-	var records, logins []Finding
+	var base, records, logins []Finding
 	var wg sync.WaitGroup
+	wg.Go(func() { base = database(ctx, cfg) })
 	wg.Go(func() { records = publishedRecords(ctx, cfg, o.Resolver) })
 	wg.Go(func() { logins = Logins(ctx, cfg) })
 	wg.Wait()
-	return slices.Concat(found, records, logins)
+	return slices.Concat(found, base, records, logins)
 }
 
 // egresses checks that every source address is on this host.

@@ -74,7 +74,7 @@ func login(ctx context.Context, cfg *config.Config, w way) Finding {
 		f.Level, f.Text = Warn, "it let us in "+from+" without a login, but offers one: it may refuse mail"
 		f.Hint = "set username and password_file of [upstream." + w.upstream.Name + "], unless the host knows us by address"
 	}
-	f.Text = clean(f.Text)
+	f.Text = plain(f.Text)
 	return f
 }
 
@@ -107,11 +107,11 @@ func printable(err error) string {
 		v := p.Verdict
 		text = strings.TrimSpace(strings.TrimSuffix(v.Reply(), message.Mask(v.Text)) + v.Text)
 	}
-	return text
+	return plain(text)
 }
 
-// clean returns text without what a terminal would obey.
-func clean(text string) string {
+// plain returns text without what a terminal would obey.
+func plain(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '

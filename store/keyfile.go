@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -11,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -135,7 +133,7 @@ func (k addressKey) check() string {
 func NewKeyFile(path string) error {
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		if err == nil {
-			err = errors.New("it is there already: what was sealed with its keys could not be opened any more")
+			err = errors.New("it is there already: gatepost store rotate-key adds a key to it")
 		}
 		return fmt.Errorf("make key file %s: %w", path, err)
 	}
@@ -146,68 +144,13 @@ func NewKeyFile(path string) error {
 	if _, err := addKey(keys, now); err != nil {
 		return err
 	}
-	return writeKeyFile(path, now, history, keys)
+	return writeFile(path, formatKeyFile(now, history, keys))
 }
 
-// RotateKeyFile adds a key to the file of a fleet that seals from a time on: later than every node has the new file. It
-// returns the key's id.
-func RotateKeyFile(path string, from time.Time) (id int64, err error) {
-	_, keys, history, err := readKeyFile(path)
-	if err != nil {
-		return 0, err
-	}
-	if id, err = addKey(keys, from); err != nil {
-		return 0, err
-	}
-	return id, writeKeyFile(path, time.Now(), history, keys)
-}
-
-// DropKeys removes from the file of a fleet those keys that are not needed: not the one that seals, nor any newer, nor
-// one that older reports rows of. It returns their ids. needed is what Store.SealedUnder returns.
-func DropKeys(path string, needed map[int64]int) (dropped []int64, err error) {
-	text, keys, history, err := readKeyFile(path)
-	if err != nil {
-		return nil, err
-	}
-	k := &keyring{path: path, shared: &sharedKeys{}, keys: keys}
-	k.shared.seen.Store(&text)
-	k.shared.looked.Store(int64(bootTime()))
-	current, err := k.chooseShared(time.Now())
-	if err != nil {
-		return nil, err
-	}
-	left := maps.Clone(keys)
-	for id, key := range keys {
-		if needed[id] == 0 && newer(current, key) {
-			delete(left, id)
-			dropped = append(dropped, id)
-		}
-	}
-	if len(dropped) == 0 {
-		return nil, nil
-	}
-	return dropped, writeKeyFile(path, time.Now(), history, left)
-}
-
-func writeKeyFile(path string, now time.Time, history addressKey, keys map[int64]sealKey) error {
+// formatKeyFile writes what readKeyFile reads.
+func formatKeyFile(now time.Time, history addressKey, keys map[int64]sealKey) []byte {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %d %s\n", historyWord, ms(now), base64.StdEncoding.EncodeToString(history))
 	writeKeys(&b, keys)
-	return writeFile(path, []byte(b.String()))
-}
-
-// SealedUnder returns how many queued bodies are sealed with each key, by its id.
-func (s *Store) SealedUnder(ctx context.Context) (map[int64]int, error) {
-	keys := map[int64]int{}
-	err := s.read(ctx, func(r scanner) (bool, error) {
-		var id int64
-		var n int
-		err := r.Scan(&id, &n)
-		keys[id] = n
-		return err == nil, err
-	}, "SELECT key_id, count(*) FROM body WHERE key_id <> 0 GROUP BY key_id")
-	if err != nil {
-		return nil, fmt.Errorf("count what is sealed under each key: %w", err)
-	}
-	return keys, nil
+	return []byte(b.String())
 }

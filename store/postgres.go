@@ -115,9 +115,9 @@ func newFleet(o PostgresOptions) (*fleet, error) {
 	if o.Node == "" {
 		return nil, errors.New("open store: the node has no name")
 	}
-	cfg, err := pgxpool.ParseConfig(o.DSN)
+	cfg, err := parseDSN(o.DSN)
 	if err != nil {
-		return nil, fmt.Errorf("read the DSN of the store: %w", err) // which pgx has taken the password out of
+		return nil, fmt.Errorf("read the DSN of the store: %w", err)
 	}
 	configure(cfg, o.Node)
 	f := &fleet{s: newStore(o.Options), name: o.Node, conns: cfg.ConnConfig, news: map[string]bool{}, more: make(chan struct{}, 1)}

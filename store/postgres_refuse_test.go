@@ -193,7 +193,7 @@ func TestAKeySealsFromItsTimeOnAndNodesLearnOfItBefore(t *testing.T) {
 		t.Errorf("sealed with %d before its time, want %d", key, first)
 	}
 	eventually(t, "the next key seals", func() bool { return sealed() == next })
-	if dropped := must(DropKeys(f.keys, must(s.SealedUnder(t.Context())))); len(dropped) != 0 {
+	if dropped := must(DropKeys(f.keys, must(NeededKeys(t.Context(), f.dsn)))); len(dropped) != 0 {
 		t.Errorf("keys %v were dropped though rows need them", dropped)
 	}
 	ds := claimAll(t, s, "auth")
@@ -205,7 +205,7 @@ func TestAKeySealsFromItsTimeOnAndNodesLearnOfItBefore(t *testing.T) {
 			t.Error("lost")
 		}
 	}
-	if dropped := must(DropKeys(f.keys, must(s.SealedUnder(t.Context())))); len(dropped) != 1 || dropped[0] != first {
+	if dropped := must(DropKeys(f.keys, must(NeededKeys(t.Context(), f.dsn)))); len(dropped) != 1 || dropped[0] != first {
 		t.Errorf("dropped %v, want %d", dropped, first)
 	}
 	if key := sealed(); key != next {

@@ -53,6 +53,7 @@ type sink struct {
 	tls      *tls.Config           // for STARTTLS; nil where it is not offered
 	password string                // the one that is good; "" where none is asked for
 	answer   func(a arrival) error // nil accepts; runs after the mail is kept
+	envelope func(from netip.Addr) // runs before a recipient is accepted; may be nil
 	careless bool                  // throws mail away
 }
 
@@ -107,6 +108,13 @@ func (s *sink) setAnswer(f func(a arrival) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answer = f
+}
+
+// setEnvelope makes f see, and delay, the reply to every recipient from now on; from is where the connection comes from.
+func (s *sink) setEnvelope(f func(from netip.Addr)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.envelope = f
 }
 
 // forget makes the sink throw away what it accepts.
@@ -249,6 +257,12 @@ func (s *sinkSession) Mail(from string, _ *smtp.MailOptions) error {
 }
 
 func (s *sinkSession) Rcpt(to string, _ *smtp.RcptOptions) error {
+	s.sink.mu.Lock()
+	envelope := s.sink.envelope
+	s.sink.mu.Unlock()
+	if envelope != nil {
+		envelope(peerOf(s.conn.Conn()).source)
+	}
 	s.to = append(s.to, to)
 	return nil
 }

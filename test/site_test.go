@@ -84,15 +84,21 @@ type site struct {
 // newSite makes a site. Its daemon is not started.
 func newSite(t *testing.T) *site {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "gp-") // short: a unix socket goes below it
+	s := &site{t: t, dir: shortTempDir(t), listen: freeAddress(t), auth: newSink(t), bulk: newSink(t), program: raced}
+	s.write("gatepost.toml", strings.NewReplacer("LISTEN", s.listen, "SINK", s.auth.addr, "BULK", s.bulk.addr).Replace(configText))
+	s.records = append(s.generateKey("auth.pem", authDomain), s.generateKey("marketing.pem", bulkDomain)...)
+	return s
+}
+
+// shortTempDir is t.TempDir with a path that leaves room for the unix socket that goes below it.
+func shortTempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "gp-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &site{t: t, dir: dir, listen: freeAddress(t), auth: newSink(t), bulk: newSink(t), program: raced}
-	s.write("gatepost.toml", strings.NewReplacer("LISTEN", s.listen, "SINK", s.auth.addr, "BULK", s.bulk.addr).Replace(configText))
-	s.records = append(s.generateKey("auth.pem", authDomain), s.generateKey("marketing.pem", bulkDomain)...)
-	return s
+	return dir
 }
 
 func (s *site) generateKey(file, domain string) []dkim.Record {
