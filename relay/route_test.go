@@ -809,6 +809,36 @@ func TestAReloadKeepsThePauseOfAnUpstreamThatGetsAnotherPlaceInTheRoute(t *testi
 	})
 }
 
+func TestAReloadThatTakesAnUpstreamOutOfTheRouteLosesNothingThatWaitsForIt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g, spare := newPairRig(t, nil)
+		g.auth.set(answersAfter(1400*time.Millisecond, accepted))
+		var wg sync.WaitGroup
+		for range 12 {
+			wg.Go(func() { g.code() })
+		}
+		time.Sleep(time.Second)
+		next := *g.cfg
+		next.Stream = maps.Clone(g.cfg.Stream)
+		s := *g.cfg.Stream["auth"]
+		s.Route = []string{"spare"}
+		next.Stream["auth"] = &s
+		if err := g.relay.Reload(&next); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		time.Sleep(10 * time.Second)
+		if a, b := len(g.auth.got()), len(spare.got()); a+b != 12 || a < 4 || len(g.queue()) != 0 {
+			t.Errorf("%d through the one and %d through the other of 12, %d queued", a, b, len(g.queue()))
+		}
+		g.code()
+		time.Sleep(100 * time.Millisecond)
+		if s := g.relay.Status()[0]; len(s.Pairs) != 1 || s.Pairs[0].Upstream != "spare" || s.InFlight != 0 {
+			t.Errorf("the status says %+v", s)
+		}
+	})
+}
+
 func TestStoppingWhileMailWaitsForAPlaceLosesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g, spare := newPairRig(t, nil)

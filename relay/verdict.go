@@ -107,7 +107,7 @@ func (t *try) settlements() []message.Settlement {
 	ss := make([]message.Settlement, 0, len(t.rows))
 	for _, w := range t.rows {
 		s := message.Settlement{Message: t.msg, Epoch: t.epoch, Attempt: cmp.Or(w.attempt, w.barred), Outcome: w.outcome, Alarm: w.alarm}
-		if w.setBack == 0 && len(w.Refused) > 0 && t.lane.limit() > 0 {
+		if w.setBack == 0 && len(w.Refused) > 0 && t.lane.limit() > 0 && t.r.ctx.Err() == nil {
 			w.judged = true // whoever has not refused it cannot be used, and asking again at once would not help
 		}
 		if w.judged || w.choked || w.outcome != message.None {
