@@ -89,11 +89,11 @@ func decodeTransfer(body []byte, encoding string) ([]byte, error) {
 	default:
 		return nil, unfit("5.6.1", "A part has the transfer encoding %q, which is not known", printable(encoding))
 	}
-	decoded, err := io.ReadAll(r)
-	if err != nil {
+	decoded := bytes.NewBuffer(make([]byte, 0, len(body)+bytes.MinRead)) // it gets no longer
+	if _, err := decoded.ReadFrom(r); err != nil {
 		return nil, unfit("5.6.0", "A part is not what its transfer encoding (%s) says", encoding)
 	}
-	return decoded, nil
+	return decoded.Bytes(), nil
 }
 
 // isIdentity reports whether a transfer encoding leaves the octets as they are.

@@ -3,6 +3,7 @@ package upstream
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"io"
 	"net"
@@ -37,10 +38,40 @@ func encodeJSON(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// jsonMail is the body of requests for one mail to several recipients. What all of them share is made once.
+// jsonMail is the body of requests for one mail to several recipients. What all of them share is made once, in pieces:
+// files are not copied together, so that a big mail is in memory as seldom as can be.
 type jsonMail struct {
-	shared []byte // an object
-	most   int    // octets that the service takes
+	shared net.Buffers // an object
+	most   int         // octets that the service takes
+}
+
+// jsonFile is a file in a request: an object with its content, in base64, as one more member.
+type jsonFile struct {
+	about any // an object
+	data  []byte
+}
+
+// newJSONMail makes what requests share: the members of about, an object, and files as the list called list, each with
+// its content in the member called content.
+func newJSONMail(most int, about any, list, content string, files []jsonFile) (jsonMail, error) {
+	head, err := encodeJSON(about)
+	if err != nil || len(files) == 0 {
+		return jsonMail{net.Buffers{head}, most}, err
+	}
+	m := jsonMail{net.Buffers{head[:len(head)-1]}, most}
+	before := `,"` + list + `":[`
+	for _, f := range files {
+		about, err := encodeJSON(f.about)
+		if err != nil {
+			return jsonMail{}, err
+		}
+		encoded := make([]byte, base64.StdEncoding.EncodedLen(len(f.data)))
+		base64.StdEncoding.Encode(encoded, f.data)
+		m.shared = append(m.shared, []byte(before), about[:len(about)-1], []byte(`,"`+content+`":"`), encoded)
+		before = `"},`
+	}
+	m.shared = append(m.shared, []byte(`"}]}`))
+	return m, nil
 }
 
 // with returns the body of a request that has the members of own, an object, beside the shared ones.
@@ -49,10 +80,19 @@ func (m jsonMail) with(own any) (net.Buffers, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := len(head) + len(m.shared); n > m.most {
+	body := slices.Concat(net.Buffers{head[:len(head)-1], []byte(","), m.shared[0][1:]}, m.shared[1:])
+	if n := length(body); n > m.most {
 		return nil, reply.New(552, "5.3.4", "The message is too big for the mail service: %d octets of a request, %d are taken", n, m.most)
 	}
-	return net.Buffers{head[:len(head)-1], []byte(","), m.shared[1:]}, nil
+	return body, nil
+}
+
+func length(pieces net.Buffers) int {
+	n := 0
+	for _, b := range pieces {
+		n += len(b)
+	}
+	return n
 }
 
 // ask makes what sends body to url.
@@ -63,9 +103,7 @@ func (m jsonMail) ask(url string, header map[string]string, body net.Buffers) fu
 		if err != nil {
 			return err
 		}
-		for _, b := range body {
-			req.ContentLength += int64(len(b))
-		}
+		req.ContentLength = int64(length(body))
 		req.Header.Set("Content-Type", "application/json")
 		req.Header.Set("Accept", "application/json")
 		for name, value := range header {

@@ -116,14 +116,13 @@ type postmarkMail struct {
 	TrackOpens    *bool             `json:",omitempty"`
 	TrackLinks    string            `json:",omitempty"`
 	Headers       []postmarkField   `json:",omitempty"`
-	Attachments   []postmarkFile    `json:",omitempty"`
 }
 
 type postmarkField struct{ Name, Value string }
 
+// postmarkFile is one of Attachments; its Content is the member that is missing here.
 type postmarkFile struct {
 	Name        string
-	Content     []byte
 	ContentType string
 	ContentID   string `json:",omitempty"`
 }
@@ -140,11 +139,12 @@ func (s *postmark) read(raw message.Raw, e message.Envelope) (*letter.Letter, js
 		MessageStream: s.cfg.MessageStream, Tag: s.cfg.Tag, Metadata: s.metadata(e), Headers: s.headers(l),
 	}
 	m.track(e.Kind, s.cfg.Tracking)
-	if err = m.fill(l); err != nil {
+	files, err := postmarkFiles(l)
+	if err != nil {
 		return nil, jsonMail{}, err
 	}
-	shared, err := encodeJSON(m)
-	return l, jsonMail{shared, postmarkSize}, err
+	shared, err := newJSONMail(postmarkSize, m, "Attachments", "Content", files)
+	return l, shared, err
 }
 
 // metadata returns what events about the mail will carry: the spool's id, and what the config has.
@@ -184,29 +184,30 @@ func (m *postmarkMail) track(kind message.Kind, tracking string) {
 	}
 }
 
-// fill takes in what the service does not take in every form.
-func (m *postmarkMail) fill(l *letter.Letter) error {
-	files := l.Files
+// postmarkFiles returns the files, of which an invitation is one. Its error says what the service does not take.
+func postmarkFiles(l *letter.Letter) ([]jsonFile, error) {
+	all := slices.Clip(l.Files)
 	for _, a := range l.Alternatives {
 		if a.Type != "text/calendar" {
-			return reply.New(554, "5.6.3", "Postmark takes no mail with an alternative text other than HTML")
+			return nil, reply.New(554, "5.6.3", "Postmark takes no mail with an alternative text other than HTML")
 		}
-		files = append(files, a.File())
+		all = append(all, a.File())
 	}
 	switch {
 	case l.Text == "" && l.HTML == "":
-		return reply.New(554, "5.6.3", "Postmark takes no mail without text")
+		return nil, reply.New(554, "5.6.3", "Postmark takes no mail without text")
 	case max(len(l.Text), len(l.HTML)) > postmarkText:
-		return reply.New(552, "5.3.4", "The text of the message has more than the %d octets that Postmark takes", postmarkText)
+		return nil, reply.New(552, "5.3.4", "The text of the message has more than the %d octets that Postmark takes", postmarkText)
 	}
-	for _, f := range files {
-		file := postmarkFile{Name: f.Name, Content: f.Data, ContentType: f.Type}
+	var files []jsonFile
+	for _, f := range all {
+		about := postmarkFile{Name: f.Name, ContentType: f.Type}
 		if f.Inline {
-			file.ContentID = "cid:" + f.CID
+			about.ContentID = "cid:" + f.CID
 		}
-		m.Attachments = append(m.Attachments, file)
+		files = append(files, jsonFile{about, f.Data})
 	}
-	return nil
+	return files, nil
 }
 
 // postmarkBox writes a mailbox as the service reads it: its name in UTF-8, quoted.

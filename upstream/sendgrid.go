@@ -105,7 +105,6 @@ type sendgridMail struct {
 	ReplyToList []sendgridBox             `json:"reply_to_list,omitempty"`
 	Subject     string                    `json:"subject"`
 	Content     []sendgridText            `json:"content"`
-	Files       []sendgridFile            `json:"attachments,omitempty"`
 	Headers     map[string]string         `json:"headers,omitempty"`
 	Categories  []string                  `json:"categories,omitempty"`
 	IPPool      string                    `json:"ip_pool_name,omitempty"`
@@ -118,8 +117,8 @@ type sendgridText struct {
 	Value string `json:"value"`
 }
 
+// sendgridFile is one of attachments; its content is the member that is missing here.
 type sendgridFile struct {
-	Content     []byte `json:"content"`
 	Type        string `json:"type"`
 	Name        string `json:"filename"`
 	Disposition string `json:"disposition"`
@@ -155,45 +154,56 @@ func (s *sendgrid) read(raw message.Raw, kind message.Kind) (*letter.Letter, jso
 			m.ReplyToList = append(m.ReplyToList, sendgridBox{b.Address, b.Name})
 		}
 	}
-	if err = m.fill(l); err != nil {
+	if err := m.fill(l); err != nil {
 		return nil, jsonMail{}, err
 	}
-	shared, err := encodeJSON(m)
-	return l, jsonMail{shared, sendgridSize}, err
+	files, err := sendgridFiles(l)
+	if err != nil {
+		return nil, jsonMail{}, err
+	}
+	shared, err := newJSONMail(sendgridSize, m, "attachments", "content", files)
+	return l, shared, err
+}
+
+// sendgridUnfit is the refusal of a mail that the service does not take.
+func sendgridUnfit(format string, a ...any) error {
+	return reply.New(554, "5.6.3", "SendGrid takes no mail "+format, a...)
 }
 
 // fill takes in what the service does not take in every form.
 func (m *sendgridMail) fill(l *letter.Letter) error {
-	unfit := func(format string, a ...any) error {
-		return reply.New(554, "5.6.3", "SendGrid takes no mail "+format, a...)
-	}
 	switch {
 	case len(m.Content) == 0:
-		return unfit("without text")
+		return sendgridUnfit("without text")
 	case l.Subject == "":
-		return unfit("without a subject")
+		return sendgridUnfit("without a subject")
 	}
 	m.Headers = map[string]string{}
 	seen := map[string]bool{}
 	for _, f := range l.Header {
 		if name := strings.ToLower(f.Name); seen[name] {
-			return unfit("with more than one %s field", name)
+			return sendgridUnfit("with more than one %s field", name)
 		} else {
 			seen[name] = true
 		}
 		m.Headers[f.Name] = f.Value
 	}
+	return nil
+}
+
+func sendgridFiles(l *letter.Letter) ([]jsonFile, error) {
+	var files []jsonFile
 	for _, f := range l.Files {
 		if len(f.Data) == 0 {
-			return unfit("with an empty file")
+			return nil, sendgridUnfit("with an empty file")
 		}
-		file := sendgridFile{Content: f.Data, Type: f.Type, Name: strings.ReplaceAll(f.Name, ";", "_"), Disposition: "attachment"}
+		about := sendgridFile{Type: f.Type, Name: strings.ReplaceAll(f.Name, ";", "_"), Disposition: "attachment"}
 		if f.Inline {
-			file.Disposition, file.ContentID = "inline", f.CID
+			about.Disposition, about.ContentID = "inline", f.CID
 		}
-		m.Files = append(m.Files, file)
+		files = append(files, jsonFile{about, f.Data})
 	}
-	return nil
+	return files, nil
 }
 
 // sendgridContent returns the text in the order that the service wants: plain, HTML, whatever else.
