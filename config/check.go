@@ -97,6 +97,7 @@ func (l *loader) checkStream(s *Stream) {
 	for _, name := range s.Route {
 		if u := l.c.Upstream[name]; u != nil {
 			l.checkHedge(s, u)
+			l.warnCapture(s, u)
 		}
 	}
 }

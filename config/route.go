@@ -118,6 +118,14 @@ func (l *loader) checkHedge(s *Stream, u *Upstream) {
 	}
 }
 
+// warnCapture tells of mail that gets lost between upstreams which deliver it.
+func (l *loader) warnCapture(s *Stream, u *Upstream) {
+	if len(s.Route) > 1 && u.Type == "capture" {
+		l.warn(join("stream", s.Name)+".route", "take it out of the route unless you are trying things out",
+			"what goes to upstream %q, of type \"capture\", reaches nobody", u.Name)
+	}
+}
+
 // checkHedging refuses second copies of what nobody waits for.
 func (l *loader) checkHedging(s *Stream) {
 	if s.HedgeAfter > 0 && s.Kind == message.Marketing {

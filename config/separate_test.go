@@ -162,6 +162,10 @@ func TestWhatWorksButShouldBeKnownIsAWarning(t *testing.T) {
 				"36: upstream.again: is not used: no stream names it",
 			},
 		},
+		"a route that ends at nobody": {
+			[]edit{withSpare(`["sink", "spare"]`), {"", "[upstream.spare]\ntype = \"capture\"\n"}},
+			[]string{`15: stream.auth.route: what goes to upstream "spare", of type "capture", reaches nobody`},
+		},
 		"weights that leave nothing for the first": {
 			[]edit{withSpare(`["sink", { upstream = "spare", weight = 100 }]`), spare},
 			[]string{`15: stream.auth.route: the weights leave nothing for "sink", which only gets what the others could not deliver`},

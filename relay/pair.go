@@ -129,10 +129,15 @@ func (p *pair) turn(v message.Verdict) time.Duration {
 }
 
 // down reports whether nothing should be promised through p: it refuses our credentials, or has been failing for after.
+// One that lets in and yet has judged no mail since still fails, as long as the mail that shows it is under way.
 func (p *pair) down(after time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.paused && (p.verdict.Class == message.Unauthorised || time.Since(p.downSince) >= after)
+	if p.paused && p.verdict.Class == message.Unauthorised {
+		return true
+	}
+	fails := p.paused || !p.proven && p.places.full()
+	return fails && !p.downSince.IsZero() && time.Since(p.downSince) >= after
 }
 
 // pause stops the pair and starts its prober, unless it is paused already or has been resumed since began: then the

@@ -204,6 +204,34 @@ func TestOnlyTheFirstCodesWaitForAnUpstreamThatHangs(t *testing.T) {
 	})
 }
 
+func TestAnUpstreamThatLetsInAndNeverAnswersCountsAsDownAndRecoversByItself(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, nil)
+		g.auth.set(func(s *service) { s.lose = math.MaxInt })
+		refused := 0
+		for i := range 40 {
+			_, err := g.submit("logto", "")
+			if i < 5 && err != nil {
+				t.Fatalf("refused at once: %v", err)
+			}
+			if err != nil {
+				refused++
+			}
+			time.Sleep(2 * time.Second)
+		}
+		if refused < 15 {
+			t.Errorf("%d of 40 codes were refused although nothing has arrived for a minute", refused)
+		}
+		g.auth.set(func(s *service) { s.lose = 0 })
+		time.Sleep(15 * time.Second)
+		g.code()
+		time.Sleep(time.Minute)
+		if rows := g.queue(); len(rows) != 0 {
+			t.Errorf("%d are left in the queue", len(rows))
+		}
+	})
+}
+
 func TestTrafficReturnsByItselfWhenTheFirstUpstreamHeals(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g, spare := newPairRig(t, nil)
