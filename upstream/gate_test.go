@@ -27,14 +27,15 @@ import (
 // rawService speaks on every connection it gets as serve does, and counts what it has had of bodies.
 type rawService struct {
 	url, ca string
-	body    atomic.Int64 // octets of bodies so far
-	ended   atomic.Int64 // requests that were complete
+	body    atomic.Int64  // octets of bodies so far
+	ended   atomic.Int64  // requests that were complete
+	gone    chan struct{} // closed once the service has closed the first connection
 }
 
 // newRawService listens until the test ends. serve runs on a goroutine of its own for each connection, number from 1.
 func newRawService(t *testing.T, h2 bool, serve func(s *rawService, conn net.Conn, number int)) *rawService {
 	t.Helper()
-	s := &rawService{}
+	s := &rawService{gone: make(chan struct{})}
 	var tasks sync.WaitGroup
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -59,8 +60,11 @@ func newRawService(t *testing.T, h2 bool, serve func(s *rawService, conn net.Con
 			conns = append(conns, conn)
 			mu.Unlock()
 			tasks.Go(func() {
-				defer conn.Close()
 				serve(s, conn, number)
+				conn.Close()
+				if number == 1 {
+					close(s.gone)
+				}
 			})
 		}
 	})
@@ -274,9 +278,10 @@ func TestAConnectionThatEndsAtItsReuseCostsNoMail(t *testing.T) {
 	for name, tt := range map[string]struct {
 		h2    bool
 		size  int
+		gone  string // when the connection has ended for sure
 		serve func(*rawService, net.Conn, int)
 	}{
-		"HTTP/1.1, at the first octets of a large mail": {false, 1 << 20, func(s *rawService, conn net.Conn, number int) {
+		"HTTP/1.1, at the first octets of a large mail": {false, 1 << 20, "at the commit", func(s *rawService, conn net.Conn, number int) {
 			br := bufio.NewReader(conn)
 			for n := 1; ; n++ {
 				if number == 1 && n == 2 {
@@ -289,21 +294,31 @@ func TestAConnectionThatEndsAtItsReuseCostsNoMail(t *testing.T) {
 				io.WriteString(conn, rawAnswer)
 			}
 		}},
-		"HTTP/1.1, while nobody used it": {false, 10, func(s *rawService, conn net.Conn, number int) {
+		"HTTP/1.1, while nobody used it": {false, 10, "before", func(s *rawService, conn net.Conn, number int) {
 			if s.request1(bufio.NewReader(conn)) == nil {
 				io.WriteString(conn, rawAnswer)
 			}
 		}},
-		"HTTP/2, GOAWAY at the beginning":    {true, 10, goAway(http2.FrameHeaders)},
-		"HTTP/2, GOAWAY at the end":          {true, 10, goAway(http2.FrameData)},
-		"HTTP/2, GOAWAY within a large mail": {true, 1 << 20, goAway(http2.FrameHeaders)},
+		"HTTP/2, GOAWAY at the beginning":    {true, 10, "", goAway(http2.FrameHeaders)},
+		"HTTP/2, GOAWAY at the end":          {true, 10, "", goAway(http2.FrameData)},
+		"HTTP/2, GOAWAY within a large mail": {true, 1 << 20, "", goAway(http2.FrameHeaders)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newRawService(t, tt.h2, tt.serve)
 			u := s.upstream(t)
-			for range 2 {
+			for n := range 2 {
+				wait := func(at string) {
+					if n == 1 && tt.gone == at {
+						<-s.gone
+						time.Sleep(20 * time.Millisecond) // until it is known here
+					}
+				}
+				wait("before")
 				slot := reserve(t, u)
-				vs := slot.Send(t.Context(), envelope(), net.Buffers{make([]byte, tt.size)}, commit)
+				vs := slot.Send(t.Context(), envelope(), net.Buffers{make([]byte, tt.size)}, func() error {
+					wait("at the commit")
+					return nil
+				})
 				slot.Release()
 				wantClasses(t, vs, message.Accepted)
 			}
