@@ -63,6 +63,11 @@ func TestTheCommandsTellOfAQueueInPostgreSQL(t *testing.T) {
 	})
 	server.Start(t)
 	g.until("the status tells that it is back", func() bool { return g.run("status").code == exitOK })
+	for _, line := range []string{"the lease could not be renewed", "cannot claim mail"} {
+		if n := strings.Count(g.log.String(), line); n > 2 { // once for each of two streams
+			t.Errorf("of one outage %q is told %d times", line, n)
+		}
+	}
 	g.stop()
 }
 
