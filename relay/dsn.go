@@ -116,7 +116,7 @@ func (r *Relay) notification(failed []message.Settlement) *message.Message {
 	now, name := time.Now(), p.stream.Name
 	n := &message.Message{ID: r.spool.NewID(), Stream: name, Kind: p.stream.Kind, Client: m.Client, HeaderFrom: m.HeaderFrom,
 		SMTPUTF8: to.UTF8(), AcceptedAt: now, ExpiresAt: now.Add(p.stream.TTL),
-		Recipients: []message.Recipient{{Address: to.String(), Lane: name, Need: p.need, DueAt: now}}}
+		Recipients: []message.Recipient{{Address: to.String(), Lane: name, Need: p.need}}}
 	d := dsn{id: n.ID, at: now, hostname: g.config.Hostname, to: to, about: m, failed: failed, host: g.host}
 	n.Raw = d.compose()
 	n.Size = len(n.Raw)

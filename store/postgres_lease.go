@@ -183,11 +183,11 @@ func (c *fleetClock) stored(t time.Time) int64 {
 	return ms(t.Add(c.skew()))
 }
 
-// due returns when a row is due as it is stored. What is due already is so for every node at once: none takes the
-// database's time to be earlier than it is.
+// due is stored for when a row is due. Where the host's clock is corrected for, what is due already is so for every node:
+// none takes the database's time to be earlier than it is. What is to be sent at once has no due time, and needs none of it.
 func (c *fleetClock) due(t time.Time) int64 {
 	stored := c.stored(t)
-	if t.After(c.wall()) {
+	if c.skew() == 0 || t.After(c.wall()) {
 		return stored
 	}
 	now := c.now()

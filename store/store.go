@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"gatepost/event"
@@ -174,7 +175,8 @@ func (s *Store) shut() error {
 		s.fleet.stop()
 	}
 	err := s.writer.close()
-	return errors.Join(err, s.lock.Close())
+	unlock := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN) // a child that is just being started may have the file too
+	return errors.Join(err, unlock, s.lock.Close())
 }
 
 // Lease returns the epoch under which rows are ours, and a function that says whether they stay so: they do while the

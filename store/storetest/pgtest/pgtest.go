@@ -1,5 +1,5 @@
 // Package pgtest runs private PostgreSQL servers for tests: on a port of the loopback interface, in a directory of their
-// own, as durable as a real one (fsync is on), and gone when the tests are.
+// own, as durable as a real one (fsync is on), though in memory where there is plenty, and gone when the tests are.
 package pgtest
 
 import (
@@ -46,6 +46,7 @@ type Server struct {
 	Password string // of Role and of the superuser postgres
 
 	dir      string
+	lock     *os.File // held while somebody needs dir
 	settings []string
 
 	mu      sync.Mutex
@@ -92,16 +93,58 @@ func New(t testing.TB, settings ...string) *Server {
 
 // start makes a cluster and starts it.
 func start(settings ...string) (*Server, error) {
-	dir, err := os.MkdirTemp("", "pgtest")
+	dir, lock, err := makeHome()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("start PostgreSQL: %w", err)
 	}
-	s := &Server{dir: dir, Password: rand.Text(), settings: settings}
+	s := &Server{dir: dir, lock: lock, Password: rand.Text(), settings: settings}
 	if err := s.setUp(); err != nil {
 		s.remove()
 		return nil, fmt.Errorf("start PostgreSQL: %w", err)
 	}
 	return s, nil
+}
+
+// inMemory is where files need no disk, and plenty the octets that have to be free there. A sync costs nothing then, and
+// the crashes of these tests are those of a process.
+const (
+	inMemory = "/dev/shm"
+	plenty   = 4 << 30
+)
+
+// makeHome makes the directory of a server, and removes there what tests left behind that were killed.
+func makeHome() (dir string, lock *os.File, err error) {
+	parent := os.TempDir()
+	var fs syscall.Statfs_t
+	if syscall.Statfs(inMemory, &fs) == nil && fs.Bavail*uint64(fs.Bsize) >= plenty {
+		parent = inMemory
+	}
+	removeLeft(parent)
+	if dir, err = os.MkdirTemp(parent, "pgtest"); err != nil {
+		return "", nil, err
+	}
+	name := filepath.Join(dir, "lock")
+	if lock, err = os.Create(name + ".new"); err != nil {
+		return "", nil, err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", nil, err
+	}
+	return dir, lock, os.Rename(name+".new", name) // from here on it can be seen, and is locked
+}
+
+func removeLeft(parent string) {
+	locks, _ := filepath.Glob(filepath.Join(parent, "pgtest*", "lock")) // the pattern is well formed
+	for _, name := range locks {
+		f, err := os.Open(name)
+		if err != nil {
+			continue // somebody else's, or gone
+		}
+		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			os.RemoveAll(filepath.Dir(name))
+		}
+		f.Close()
+	}
 }
 
 func (s *Server) setUp() error {
@@ -183,7 +226,7 @@ func (s *Server) run() error {
 		return err
 	}
 	args := []string{"-D", s.data(), "-p", strconv.Itoa(s.Port), "-k", s.dir}
-	for _, setting := range append([]string{"listen_addresses=127.0.0.1", "max_connections=300", "shared_buffers=64MB",
+	for _, setting := range append([]string{"listen_addresses=127.0.0.1", "max_connections=300", "shared_buffers=64MB", "max_wal_size=256MB",
 		"autovacuum_naptime=1s"}, s.settings...) {
 		args = append(args, "-c", setting)
 	}
@@ -327,6 +370,7 @@ func (s *Server) remove() {
 		fmt.Fprintln(os.Stderr, err)
 	}
 	os.RemoveAll(s.dir)
+	s.lock.Close()
 }
 
 // Database makes a database that belongs to Role and returns how to connect to it. It is dropped with the test.
