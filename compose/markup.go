@@ -115,7 +115,7 @@ func (p *markupParser) text(from, to int, at place) {
 		return
 	}
 	for _, m := range placeholder.FindAllStringIndex(s, -1) {
-		if tagBegun.MatchString(s[max(0, m[0]-32):m[0]]) {
+		if tagBegun.MatchString(s[max(0, strings.LastIndexByte(s[:m[0]], '<')):m[0]]) {
 			p.bad(from+m[0], "%s stands right behind a <, so its value would become a tag; write &lt;", s[m[0]:m[1]])
 		}
 	}
@@ -128,8 +128,8 @@ func (p *markupParser) text(from, to int, at place) {
 	}
 }
 
-// tagBegun is text that more text could make a tag of.
-var tagBegun = regexp.MustCompile(`<[/!?]?[A-Za-z-]*$`)
+// tagBegun is text that more text could make a tag of, or a part of its name.
+var tagBegun = regexp.MustCompile(`<([A-Za-z][^\s/>]*|[/!?][^\s>]*)?$`)
 
 func (p *markupParser) literal(s string) {
 	if s != "" {
