@@ -162,7 +162,7 @@ func (t *try) hold() {
 	for _, w := range t.rows {
 		w.State = message.Held
 		ss = append(ss, message.Settlement{Message: t.msg, Epoch: t.epoch, Recipient: w.Recipient,
-			Alarm: "the key that its body is sealed with is gone from spool.key; held"})
+			Alarm: "the key that its body is sealed with is not in spool.key, or key_file of [store]; held"})
 	}
 	t.r.settle(t.msg, ss)
 }
