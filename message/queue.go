@@ -48,6 +48,7 @@ type LaneStatus struct {
 	InFlight int          `json:"in_flight"` // hand-overs under way
 	Limit    int          `json:"limit"`     // hand-overs at once
 	Held     bool         `json:"held,omitempty"`
+	Refuses  bool         `json:"refuses,omitempty"` // new mail, since all of its upstreams are down
 	Pairs    []PairStatus `json:"upstreams"`
 }
 
