@@ -107,7 +107,10 @@ func printStore(w io.Writer, s admin.Store, now time.Time) {
 	fmt.Fprintf(w, "store: %s, %s, as node %s\n", s.Engine, s.Where, s.Node)
 	for _, n := range s.Nodes {
 		state := "alive, lease ends " + when(n.LeaseUntil, now)
-		if !n.Alive {
+		switch {
+		case !n.Alive && n.LeaseUntil.IsZero():
+			state = "stopped"
+		case !n.Alive:
 			state = "not alive since " + when(n.LeaseUntil, now)
 		}
 		fmt.Fprintf(w, "node %s: %s\n", n.Name, state)

@@ -89,6 +89,22 @@ func TestTheEndOfAMessageIsToldBehindItsAttempts(t *testing.T) {
 	}
 }
 
+func TestStatusTellsANodeThatWasStoppedFromOneThatDied(t *testing.T) {
+	var out strings.Builder
+	now := time.Now()
+	s := admin.Status{Store: admin.Store{Engine: "postgres", Where: "database gatepost on db", Node: "mail-1", Nodes: []admin.Node{
+		{Name: "mail-1", Alive: true, LeaseUntil: now.Add(12 * time.Second)}, {Name: "mail-2", LeaseUntil: now.Add(-4 * time.Second)}, {Name: "mail-3"},
+	}}, Lanes: []admin.Lane{{LaneStatus: message.LaneStatus{Lane: "auth", Refuses: true}}}}
+	if err := (&app{out: &out}).printStatus(s, now); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"node mail-1: alive, lease ends in 12s\n", "node mail-2: not alive since 4s ago\n", "node mail-3: stopped\n", "runs, refuses new mail\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not told:\n%s", want, out.String())
+		}
+	}
+}
+
 func TestStatsCompareTheUpstreamsOfAStream(t *testing.T) {
 	var out strings.Builder
 	now := time.Now()
