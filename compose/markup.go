@@ -140,13 +140,21 @@ func (p *markupParser) literal(s string) {
 // conditional is what Outlook reads of a comment: <!--[if mso]> HTML <![endif]-->.
 var conditional = regexp.MustCompile(`(?s)^<!--\[if[^\]]*\]>(.*)<!\[endif\]-->$`)
 
+// conditionBegun is a comment that Outlook may take for a conditional one.
+var conditionBegun = regexp.MustCompile(`(?i)\[\s*(if|endif)`)
+
 func (p *markupParser) comment(from, to int) {
 	if !strings.HasPrefix(p.src[from:to], "<!--") { // a tag gone wrong, which browsers take for a comment
 		p.text(from, to, asIs)
 		return
 	}
 	m := conditional.FindStringSubmatchIndex(p.src[from:to])
-	if m == nil || p.inside {
+	switch {
+	case m != nil && !p.inside:
+	case conditionBegun.MatchString(p.src[from:to]): // Outlook reads it as HTML, and nobody can tell how far
+		p.text(from, to, asIs)
+		return
+	default:
 		p.text(from, to, inText)
 		return
 	}
