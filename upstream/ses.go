@@ -226,9 +226,10 @@ func sesDenied(name string) bool {
 }
 
 // sesUnauthorised is the verdict on a request whose signature or key is not taken. The clock is the likelier culprit
-// where it differs from the service's.
+// where it differs from the service's. Of the words the first line will do: what should have been signed follows.
 func sesUnauthorised(a answer, said sesSaid, now time.Time) message.Verdict {
-	v := a.as(message.Unauthorised, message.ScopeUpstream, "", said.Message)
+	words, _, _ := strings.Cut(said.Message, "\n")
+	v := a.as(message.Unauthorised, message.ScopeUpstream, "", words)
 	if theirs, err := http.ParseTime(a.header.Get("Date")); err == nil && now.Sub(theirs).Abs() >= sesClockSkew {
 		v.Alarm = fmt.Sprintf("the clock of this machine is off by %v: SES refuses signatures until it is set", now.Sub(theirs).Round(time.Second))
 		v.Text = v.Alarm + " (" + v.Text + ")"
