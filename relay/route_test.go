@@ -345,6 +345,28 @@ func TestAMessageIsRefusedForGoodOnlyByTheWholeRoute(t *testing.T) {
 	})
 }
 
+func TestAMessageThatOneRefusesEndsWhenTheOtherIsTakenOutOfTheRoute(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g, spare := newPairRig(t, nil)
+		g.auth.set(says(verdictOf(message.Permanent, message.ScopeMessage, 554)))
+		spare.set(func(s *service) { s.down = down() })
+		id := g.code()
+		time.Sleep(time.Second)
+		if es := g.history.of(event.Bounced); len(es) != 0 {
+			t.Fatalf("it bounced while one of the route had not refused it: %+v", es)
+		}
+		g.mustReload(nil) // the route has the first alone
+		time.Sleep(time.Minute)
+		es := g.history.of(event.Bounced)
+		if len(es) != 1 || es[0].Message != id || len(g.queue()) != 0 {
+			t.Errorf("%+v bounced, %+v is queued; want the message to end", es, g.queue())
+		}
+		if n := len(g.auth.got()); n != 1 {
+			t.Errorf("the first upstream was asked %d times", n)
+		}
+	})
+}
+
 func TestAMessageThatOneRefusesWaitsForTheOtherWithoutHaste(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g, spare := newPairRig(t, nil)
