@@ -520,6 +520,24 @@ func TestANewsletterWhoseAnswerWasLostIsNotSentBySecondUpstream(t *testing.T) {
 	})
 }
 
+func TestStatusTellsHowLongAnUpstreamAskedToBeLeftAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g, _ := newPairRig(t, nil)
+		long := verdictOf(message.Throttled, message.ScopeUpstream, 429)
+		long.RetryAfter = 10 * time.Minute
+		g.auth.set(func(s *service) { s.down = &upstream.Paused{Verdict: long} })
+		g.code()
+		if p := g.relay.Status()[0].Pairs[0]; !p.Paused || p.Asked != time.Now().Add(long.RetryAfter) {
+			t.Errorf("%+v, want a pause until ten minutes from %v", p, time.Now())
+		}
+		g.auth.set(func(s *service) { s.down = nil })
+		time.Sleep(time.Minute)
+		if p := g.relay.Status()[0].Pairs[0]; p.Paused || !p.Asked.IsZero() {
+			t.Errorf("%+v, want no pause", p)
+		}
+	})
+}
+
 func TestARouteOfWhichNobodyWorksKeepsItsMailAndDeliversItOnTheFirstReturn(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g, spare := newPairRig(t, nil)

@@ -13,7 +13,7 @@ import (
 )
 
 // maxRetryAfter caps what a service may ask for in Retry-After: beyond it we look for ourselves.
-const maxRetryAfter = time.Hour
+const maxRetryAfter = longestPause
 
 // verdict says what the status alone means of an answer that is no success; a type's own table comes before it.
 //
