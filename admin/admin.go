@@ -63,6 +63,7 @@ type Status struct {
 // Store is where the queue is kept.
 type Store struct {
 	Engine string `json:"engine"`
+	Where  string `json:"where,omitempty"` // the database, without a password
 	Node   string `json:"node,omitempty"`  // this one's name in the fleet
 	Nodes  []Node `json:"nodes,omitempty"` // all that have ever shared the queue, by name; none where the database is away
 }

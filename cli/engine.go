@@ -75,7 +75,7 @@ func (e engine) Status(ctx context.Context) admin.Status {
 // shared tells who shares the queue.
 func (e engine) shared(ctx context.Context) admin.Store {
 	set := e.cfg().Store
-	s := admin.Store{Engine: set.Engine, Node: set.Node}
+	s := admin.Store{Engine: set.Engine, Where: e.store.Where(), Node: set.Node}
 	nodes, err := e.store.Nodes(ctx)
 	if err != nil {
 		return s // that the database is away is told as a problem

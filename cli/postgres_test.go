@@ -40,10 +40,10 @@ func TestTheCommandsTellOfAQueueInPostgreSQL(t *testing.T) {
 
 	var s admin.Status
 	g.into(&s, "status")
-	if s.Store.Engine != "postgres" || s.Store.Node != "mail-1" || len(s.Store.Nodes) != 1 || !s.Store.Nodes[0].Alive || s.Store.Nodes[0].Name != "mail-1" {
+	if s.Store.Engine != "postgres" || !strings.HasPrefix(s.Store.Where, "database ") || s.Store.Node != "mail-1" || len(s.Store.Nodes) != 1 || !s.Store.Nodes[0].Alive || s.Store.Nodes[0].Name != "mail-1" {
 		t.Errorf("the status tells %+v", s.Store)
 	}
-	if out := g.ok("status"); !strings.Contains(out, "store: postgres, node mail-1") || strings.Contains(out, server.Password) {
+	if out := g.ok("status"); !strings.Contains(out, ", as node mail-1") || strings.Contains(out, server.Password) {
 		t.Errorf("the status tells\n%s", out)
 	}
 	for _, shown := range []string{g.ok("config", "show"), g.log.String()} {
@@ -63,6 +63,11 @@ func TestTheCommandsTellOfAQueueInPostgreSQL(t *testing.T) {
 	})
 	server.Start(t)
 	g.until("the status tells that it is back", func() bool { return g.run("status").code == exitOK })
+	for _, line := range []string{"the lease could not be renewed", "cannot claim mail"} {
+		if n := strings.Count(g.log.String(), line); n > 2 { // once for each of two streams
+			t.Errorf("of one outage %q is told %d times", line, n)
+		}
+	}
 	g.stop()
 }
 

@@ -93,7 +93,7 @@ func printStore(w io.Writer, s admin.Store, now time.Time) {
 	if s.Node == "" {
 		return
 	}
-	fmt.Fprintf(w, "store: %s, node %s\n", s.Engine, s.Node)
+	fmt.Fprintf(w, "store: %s, %s, as node %s\n", s.Engine, s.Where, s.Node)
 	for _, n := range s.Nodes {
 		state := "alive, lease ends " + when(n.LeaseUntil, now)
 		if !n.Alive {

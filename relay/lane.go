@@ -205,14 +205,15 @@ func (l *lane) room() (recipients int, octets int64) {
 // run claims and starts hand-overs until ctx ends.
 func (l *lane) run(ctx context.Context, r *Relay) {
 	wake := r.spool.Wake(l.name)
+	told := false // that mail cannot be claimed
 	for ctx.Err() == nil {
 		nap := longestNap
 		if n, octets := l.room(); n > 0 && !r.spool.StreamHeld(l.name) {
 			due, err := l.claim(ctx, r, n, octets)
-			if err != nil && ctx.Err() == nil {
+			if err != nil && ctx.Err() == nil && !told {
 				r.log.LogAttrs(ctx, slog.LevelError, "cannot claim mail, trying again", slog.String("stream", l.name), slog.Any("err", err))
 			}
-			nap = due
+			nap, told = due, err != nil
 		}
 		l.wait(ctx, nap, wake)
 	}

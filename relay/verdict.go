@@ -16,7 +16,7 @@ const maxCopies = 2
 // apply does to w what verdict v of hop h means (engine.md rules 4 and 6). Only recipient scope ends a recipient at
 // once; message scope ends it when the whole route has refused; domain and upstream scope never do.
 func (t *try) apply(w *row, h *hop, v message.Verdict) {
-	w.alarm = v.Alarm
+	w.alarm = cmp.Or(v.Alarm, w.alarm) // also where the next upstream takes it
 	switch {
 	case v.Class == message.Accepted:
 		w.outcome = message.Delivered

@@ -13,6 +13,15 @@ type Node struct {
 	LeaseUntil time.Time // by that clock; of a node that is not alive, in its last life
 }
 
+// Where names the database that is shared, without a password: "database gatepost on db.example.com:5432"; "" where the
+// store is a file.
+func (s *Store) Where() string {
+	if s.fleet == nil {
+		return ""
+	}
+	return s.fleet.where()
+}
+
 const nodeSelect = "SELECT name, lease_until, lease_until > extract(epoch FROM clock_timestamp()) * 1000 FROM node ORDER BY name"
 
 // Nodes returns all that have ever shared the database, by name; none where the store is a file.

@@ -158,17 +158,23 @@ func (c *fleetClock) local(t time.Time) time.Time {
 func (f *fleet) keepLease() {
 	var conn *pgx.Conn
 	defer func() { closeConn(conn) }()
+	told := false // that it cannot be renewed
 	for wait := f.renewEvery; f.pause(wait); {
 		err := f.turn(&conn)
 		if wait = f.renewEvery; err == nil {
+			told = false
 			continue
 		}
 		closeConn(conn)
 		conn, wait = nil, renewAgain
-		if f.ending.Err() == nil {
-			f.s.log.LogAttrs(f.ending, slog.LevelWarn, "the lease could not be renewed, trying on", slog.String("where", f.where()), slog.Any("err", err))
-			f.nudge() // the writer finds out whether it is the database
+		if f.ending.Err() != nil {
+			continue
 		}
+		f.nudge() // the writer finds out whether it is the database
+		if !told {
+			f.s.log.LogAttrs(f.ending, slog.LevelWarn, "the lease could not be renewed, trying on", slog.String("where", f.where()), slog.Any("err", err))
+		}
+		told = true
 	}
 }
 

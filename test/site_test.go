@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -346,12 +347,18 @@ func listen(t *testing.T, addr string) net.Listener {
 	}
 }
 
+// givenOut are the addresses that this run of the tests has used: nobody listens on them yet, perhaps.
+var givenOut sync.Map
+
 // freeAddress returns a loopback address that nobody listens on. Its port is below those that the kernel gives to
 // outgoing connections, so that nobody takes it while the one who uses it restarts.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	for range 1000 {
 		addr := fmt.Sprintf("127.0.0.1:%d", 11000+rand.N(20000))
+		if _, taken := givenOut.LoadOrStore(addr, true); taken {
+			continue
+		}
 		c, err := net.Dial("tcp", addr) // binding it to see would leave it bound in whatever is being forked just now
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			return addr

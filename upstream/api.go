@@ -263,37 +263,51 @@ func (s *apiSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffers
 	}
 	calls, err := u.service.calls(e, wire)
 	if err != nil {
-		return uncarried(err).Verdicts(len(e.To))
+		v := uncarried(err)
+		if v.Scope == message.ScopeUpstream {
+			u.health.ill(v)
+		}
+		return v.Verdicts(len(e.To))
 	}
 	verdicts := make([]message.Verdict, len(e.To))
-	var rest *message.Verdict // why the calls that are left are not made
+	var rest []message.Verdict // of those whose calls are not made
 	for i := 0; i < len(calls); i++ {
-		c := calls[i]
-		var vs []message.Verdict
+		c, vs := calls[i], rest
 		if rest == nil {
 			vs = u.hand(ctx, c, commit)
 		}
 		switch {
 		case rest != nil:
-			vs = []message.Verdict{*rest}
 		case vs == nil && i == 0:
 			return nil
-		case vs == nil:
-			vs = []message.Verdict{putOff}
-			rest = &putOff
 		case c.oneRefused(vs):
 			for _, to := range c.to {
 				calls = append(calls, c.alone(to))
 			}
 			continue
 		default:
-			rest = u.note(vs)
+			rest = u.endedBy(ctx, vs)
+		}
+		if vs == nil {
+			vs = rest
 		}
 		for n, at := range c.to {
 			verdicts[at] = vs[min(n, len(vs)-1)]
 		}
 	}
 	return verdicts
+}
+
+// endedBy takes in the verdicts on a call, nil where commit said no, and returns the verdict on those whose calls are left
+// where these should not be made; else nil.
+func (u *apiUpstream) endedBy(ctx context.Context, vs []message.Verdict) []message.Verdict {
+	if vs == nil || ctx.Err() != nil {
+		return []message.Verdict{putOff} // which says nothing of the account
+	}
+	if v := u.note(vs); v != nil {
+		return []message.Verdict{*v}
+	}
+	return nil
 }
 
 // putOff is the verdict on recipients whose turn did not come any more, after others of the same mail had theirs.

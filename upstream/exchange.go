@@ -47,7 +47,7 @@ type exchange struct {
 	refused  error // why commit said no
 	passed   bool  // the last byte was given out
 	line     *line // that the request goes over
-	reused   bool  // it had another request before
+	reused   bool  // it has waited for this request, so the service may have closed it
 	mark     int64 // line's writes when the last byte was given out
 	declined bool  // net/http knows that the service has not processed the request
 
@@ -87,7 +87,7 @@ func (x *exchange) got(info httptrace.GotConnInfo) {
 		conn = t.NetConn()
 	}
 	x.line, _ = conn.(*line)
-	x.reused = info.Reused
+	x.reused = info.Reused || x.line != nil && x.line.waited
 }
 
 // decline is what net/http asks for the body again. It does so where it knows that the service has not processed the
@@ -130,11 +130,13 @@ func (x *exchange) end() {
 	defer x.mu.Unlock()
 }
 
-// unsent reports whether it is certain that the service did not have the whole request.
+// unsent reports whether it is certain, after a request without an answer, that the service did not have all of it. Over
+// HTTP/1.1 net/http has closed the connection by then, so what was not written never will be; a connection of HTTP/2 lives
+// on.
 func (x *exchange) unsent() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return !x.passed || x.declined || x.line != nil && x.line.writes.Load() == x.mark
+	return !x.passed || x.declined || x.line != nil && !x.line.shared && x.line.writes.Load() == x.mark
 }
 
 // stale reports whether a kept connection turned out to be closed, and nothing of the request has been taken.

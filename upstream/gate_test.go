@@ -31,13 +31,13 @@ type rawService struct {
 	url, ca string
 	body    atomic.Int64  // octets of bodies so far
 	ended   atomic.Int64  // requests that were complete
-	left    chan struct{} // closed once the first connection was left
+	gone    chan struct{} // closed once the first connection is closed, and our side knows
 }
 
 // newRawService listens until the test ends. serve runs on a goroutine of its own for each connection, number from 1.
 func newRawService(t *testing.T, h2 bool, serve func(s *rawService, conn net.Conn, number int)) *rawService {
 	t.Helper()
-	s := &rawService{left: make(chan struct{})}
+	s := &rawService{gone: make(chan struct{})}
 	var tasks sync.WaitGroup
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -62,8 +62,12 @@ func newRawService(t *testing.T, h2 bool, serve func(s *rawService, conn net.Con
 			conns = append(conns, conn)
 			mu.Unlock()
 			tasks.Go(func() {
-				defer conn.Close()
 				serve(s, conn, number)
+				conn.Close()
+				if number == 1 {
+					untilGone(conn.RemoteAddr().(*net.TCPAddr).Port)
+					close(s.gone)
+				}
 			})
 		}
 	})
@@ -277,14 +281,14 @@ func TestAConnectionThatEndsAtItsReuseCostsNoMail(t *testing.T) {
 	for name, tt := range map[string]struct {
 		h2    bool
 		size  int
+		gone  string // when the connection has ended for sure
 		serve func(*rawService, net.Conn, int)
 	}{
-		"HTTP/1.1, at the first octets of a large mail": {false, 1 << 20, func(s *rawService, conn net.Conn, number int) {
+		"HTTP/1.1, at the first octets of a large mail": {false, 1 << 20, "at the commit", func(s *rawService, conn net.Conn, number int) {
 			br := bufio.NewReader(conn)
 			for n := 1; ; n++ {
 				if number == 1 && n == 2 {
 					br.ReadByte()
-					s.leave(conn, number)
 					return
 				}
 				if s.request1(br) != nil {
@@ -293,29 +297,28 @@ func TestAConnectionThatEndsAtItsReuseCostsNoMail(t *testing.T) {
 				io.WriteString(conn, rawAnswer)
 			}
 		}},
-		"HTTP/1.1, while nobody used it": {false, 10, func(s *rawService, conn net.Conn, number int) {
+		"HTTP/1.1, while nobody used it": {false, 10, "before", func(s *rawService, conn net.Conn, number int) {
 			if s.request1(bufio.NewReader(conn)) == nil {
 				io.WriteString(conn, rawAnswer)
-				s.leave(conn, number)
 			}
 		}},
-		"HTTP/2, GOAWAY at the beginning":    {true, 10, goAway(http2.FrameHeaders)},
-		"HTTP/2, GOAWAY at the end":          {true, 10, goAway(http2.FrameData)},
-		"HTTP/2, GOAWAY within a large mail": {true, 1 << 20, goAway(http2.FrameHeaders)},
+		"HTTP/2, GOAWAY at the beginning":    {true, 10, "", goAway(http2.FrameHeaders)},
+		"HTTP/2, GOAWAY at the end":          {true, 10, "", goAway(http2.FrameData)},
+		"HTTP/2, GOAWAY within a large mail": {true, 1 << 20, "", goAway(http2.FrameHeaders)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newRawService(t, tt.h2, tt.serve)
 			u := s.upstream(t)
 			for n := range 2 {
-				second := n == 1 && !tt.h2 // which must not be on its way whole before the end has come: nobody could know then
-				if second && tt.size == 10 {
-					<-s.left
+				wait := func(at string) {
+					if n == 1 && tt.gone == at {
+						<-s.gone
+					}
 				}
+				wait("before")
 				slot := reserve(t, u)
 				vs := slot.Send(t.Context(), envelope(), net.Buffers{make([]byte, tt.size)}, func() error {
-					if second {
-						<-s.left
-					}
+					wait("at the commit")
 					return nil
 				})
 				slot.Release()
@@ -328,17 +331,13 @@ func TestAConnectionThatEndsAtItsReuseCostsNoMail(t *testing.T) {
 	}
 }
 
-// leave closes conn and waits until our side knows. The first connection to be left is told of.
-func (s *rawService) leave(conn net.Conn, number int) {
-	conn.Close()
-	established := regexp.MustCompile(fmt.Sprintf(`:%04X 0100007F:[0-9A-F]{4} 01 `, conn.RemoteAddr().(*net.TCPAddr).Port))
+// untilGone waits until our side, which has that port, knows that a connection was closed.
+func untilGone(port int) {
+	established := regexp.MustCompile(fmt.Sprintf(`:%04X 0100007F:[0-9A-F]{4} 01 `, port))
 	for begin := time.Now(); time.Since(begin) < 5*time.Second; time.Sleep(time.Millisecond) {
 		if table, err := os.ReadFile("/proc/net/tcp"); err != nil || !established.Match(table) {
-			break
+			return
 		}
-	}
-	if number == 1 {
-		close(s.left)
 	}
 }
 

@@ -47,7 +47,8 @@ type lines struct {
 type line struct {
 	net.Conn
 	lines  *lines
-	shared bool
+	shared bool         // it speaks HTTP/2
+	waited bool         // as a spare
 	writes atomic.Int64 // that may have left octets with the system
 }
 
@@ -206,6 +207,7 @@ func (l *lines) take(ctx context.Context, _, _ string) (net.Conn, error) {
 			s := l.spares[n-1]
 			l.spares = l.spares[:n-1]
 			s.old.Stop()
+			s.line.waited = true
 			l.mu.Unlock()
 			return s.conn, nil
 		}

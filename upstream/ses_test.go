@@ -1,6 +1,7 @@
 package upstream_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -278,5 +279,19 @@ func TestOneBadRecipientDoesNotKeepTheOthersFromTheirMail(t *testing.T) {
 	wantClasses(t, vs, message.Accepted, message.Permanent, message.Accepted)
 	if vs[1].Scope != message.ScopeMessage {
 		t.Errorf("the refusal is about the %s, want the message: another service may take it", vs[1].Scope)
+	}
+}
+
+func TestAHandOverThatIsStoppedSaysNothingOfTheAccount(t *testing.T) {
+	s := upstreamtest.NewService(t, upstreamtest.ServiceOptions{}, sesHost)
+	u := open(t, sesConfig(t, s))
+	ctx, cancel := context.WithCancel(t.Context())
+	slot := reserve(t, u)
+	cancel()
+	wantClasses(t, slot.Send(ctx, envelope(), net.Buffers{text}, commit), message.Temporary)
+	slot.Release()
+	wantClasses(t, send(t, u, envelope()), message.Accepted)
+	if n := len(s.All()); n != 1 {
+		t.Errorf("%d requests, want the mail alone: nothing was wrong with the account", n)
 	}
 }
