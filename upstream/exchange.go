@@ -217,7 +217,7 @@ func do(t http.RoundTripper, req *http.Request, back func()) (*response, error) 
 // puts the token of a session into what it says of a signature, other services whole requests.
 func proofs(h http.Header) (all []string) {
 	for _, name := range []string{"Authorization", "X-Amz-Security-Token", "X-Postmark-Server-Token"} {
-		for _, word := range strings.Fields(h.Get(name)) {
+		for word := range strings.FieldsSeq(h.Get(name)) {
 			if len(word) >= 8 { // the shorter ones name the scheme
 				all = append(all, word)
 			}
