@@ -43,16 +43,18 @@ func TestEverythingThatKeepsALaneWaitingIsTold(t *testing.T) {
 	now := time.Now()
 	works := message.PairStatus{Upstream: "esp", Egress: "auth"}
 	paused := message.PairStatus{Upstream: "esp", Egress: "auth", Paused: true, Since: now.Add(-time.Minute), Reply: "535 5.7.8 no"}
+	asked := message.PairStatus{Upstream: "esp", Egress: "auth", Paused: true, Since: now.Add(-time.Minute), Asked: now.Add(time.Minute), Reply: "429 slow"}
 	for name, tt := range map[string]struct {
 		lane message.LaneStatus
 		want []string
 	}{
-		"a lane that runs":         {message.LaneStatus{Pairs: []message.PairStatus{works}}, nil},
-		"a hold":                   {message.LaneStatus{Held: true, Pairs: []message.PairStatus{works}}, []string{"is on hold"}},
-		"a pause":                  {message.LaneStatus{Pairs: []message.PairStatus{paused}}, []string{"paused for 1m0s:\n  535 5.7.8 no"}},
-		"a hold and a pause":       {message.LaneStatus{Held: true, Pairs: []message.PairStatus{paused}}, []string{"is on hold", "paused for"}},
-		"a pause of one of two":    {message.LaneStatus{Pairs: []message.PairStatus{paused, works}}, []string{"does without upstream esp, which is paused for 1m0s:\n  535 5.7.8 no"}},
-		"a stream without a place": {message.LaneStatus{Held: true}, []string{"is not in the config"}},
+		"a lane that runs":          {message.LaneStatus{Pairs: []message.PairStatus{works}}, nil},
+		"a hold":                    {message.LaneStatus{Held: true, Pairs: []message.PairStatus{works}}, []string{"is on hold"}},
+		"a pause":                   {message.LaneStatus{Pairs: []message.PairStatus{paused}}, []string{"paused for 1m0s:\n  535 5.7.8 no"}},
+		"a pause that it asked for": {message.LaneStatus{Pairs: []message.PairStatus{asked}}, []string{"paused for 1m0s, asked to wait until " + asked.Asked.Local().Format("15:04:05") + ":\n  429 slow"}},
+		"a hold and a pause":        {message.LaneStatus{Held: true, Pairs: []message.PairStatus{paused}}, []string{"is on hold", "paused for"}},
+		"a pause of one of two":     {message.LaneStatus{Pairs: []message.PairStatus{paused, works}}, []string{"does without upstream esp, which is paused for 1m0s:\n  535 5.7.8 no"}},
+		"a stream without a place":  {message.LaneStatus{Held: true}, []string{"is not in the config"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tt.lane.Lane = "auth"

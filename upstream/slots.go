@@ -205,7 +205,8 @@ func (s *slots) lower(open int) bool {
 	return true
 }
 
-// throttled is called when the service says that mail comes too fast: half the slots, and half the pace, must do. Answers to hand-overs that were under way at the time say nothing new.
+// throttled is called when the service says that mail comes too fast: half the slots, and half the pace, must do. Answers to
+// hand-overs that were under way at the time say nothing new.
 func (s *slots) throttled() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
