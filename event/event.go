@@ -31,7 +31,7 @@ const (
 	Recovered   Kind = 13 // owned by an incarnation that died: due at once, maybe sent
 	Paused      Kind = 20 // a pair (lane, upstream) was paused by an upstream-scope verdict
 	Resumed     Kind = 21 // the pair works again
-	ClockJump   Kind = 22 // the wall clock moved by over 60 s against the monotonic one
+	ClockJump   Kind = 22 // the wall clock, or a shared database's, moved by over 60 s against the monotonic one
 	Alarm       Kind = 23 // anything else an operator should look at; Data.Text says what
 	FailedOver  Kind = 25 // mail that begins at an upstream goes through another: the first since it was well
 	CameBack    Kind = 26 // the upstream has taken its own mail again

@@ -29,8 +29,11 @@ type Notifier = func(failed []message.Settlement) *message.Message
 // Expire ends up to max unowned rows past their lifetime, of whatever lane and state, each with an event: unconfirmed
 // where a copy may have reached somebody, else expired. Both are alarms. notify is asked for the message that tells the
 // sender, where Message.NotifyTo wants one, and shown the first 64 KB of Raw; what it returns is queued in the same
-// transaction. It may be nil.
+// transaction. It may be nil. For a minute after the clock of a shared database has jumped nothing expires.
 func (s *Store) Expire(ctx context.Context, max int, notify Notifier) (n int, err error) {
+	if s.fleet != nil && s.fleet.clock.jumped(greatJump, jumpGrace) {
+		return 0, nil
+	}
 	for n < max {
 		e := expiry{max: min(max-n, expirePage), notify: notify}
 		err := s.writer.do(ctx, rest, e.max, func(t *tx) error { return e.turn(t) })

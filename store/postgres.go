@@ -166,7 +166,7 @@ func (f *fleet) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	epoch := f.lease.end()
-	if _, err := f.pool.Exec(ctx, "UPDATE node SET lease_until = 0 WHERE id = $1 AND epoch = $2", f.s.node, epoch); err != nil {
+	if _, err := f.pool.Exec(ctx, "UPDATE node SET lease_until = least(lease_until, "+serverNow+") WHERE id = $1 AND epoch = $2", f.s.node, epoch); err != nil {
 		f.s.log.LogAttrs(ctx, slog.LevelWarn, "the lease could not be ended, other nodes wait until it is over", slog.Any("err", err))
 	}
 	f.pool.Close()

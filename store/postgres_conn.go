@@ -99,7 +99,7 @@ func (f *fleet) connect() (database, error) {
 // admit does all that comes before the first transaction.
 func (f *fleet) admit(ctx context.Context, conn *pgx.Conn) error {
 	for _, step := range []func(context.Context, *pgx.Conn) error{
-		checkServer, migratePostgres, f.checkDatabase, f.takeNumber, f.takePlace, f.clock.read,
+		checkServer, f.migrate, f.checkDatabase, f.takeNumber, f.takePlace, f.clock.read,
 	} {
 		if err := step(ctx, conn); err != nil {
 			return err
@@ -143,6 +143,19 @@ func postgresMigrations() []string {
 		panic(err) // the pattern is a constant
 	}
 	return names
+}
+
+// migrate brings the schema to ours when this node starts. Later it only looks: where the tables are gone somebody is
+// about to put others in their place, such as a backup's.
+func (f *fleet) migrate(ctx context.Context, conn *pgx.Conn) error {
+	if f.database == "" {
+		return migratePostgres(ctx, conn)
+	}
+	version, err := schemaVersion(ctx, conn, len(postgresMigrations()))
+	if err == nil && version == 0 {
+		err = errors.New("the tables of the queue are gone: restore them, or restart gatepost if it is to make new ones")
+	}
+	return err
 }
 
 // migratePostgres brings the schema to ours, one node at a time. A newer one is fine unless it says that it needs a newer
@@ -196,15 +209,18 @@ func applyMigration(ctx context.Context, conn *pgx.Conn, name string, version in
 
 // schemaVersion returns the schema's version, 0 where there is none yet.
 func schemaVersion(ctx context.Context, conn *pgx.Conn, known int) (version int, err error) {
-	var schema *string
+	var schema, other *string
 	var there bool
 	if err := conn.QueryRow(ctx, `SELECT current_schema(), EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
-		WHERE c.relname = 'meta' AND s.nspname = current_schema())`).Scan(&schema, &there); err != nil {
+		WHERE c.relname = 'meta' AND s.nspname = current_schema()), (SELECT s.nspname FROM pg_proc p JOIN pg_namespace s ON s.oid = p.pronamespace
+		WHERE p.oid = to_regprocedure('hold_epoch(integer, bigint)') AND s.nspname <> current_schema())`).Scan(&schema, &there, &other); err != nil {
 		return 0, fmt.Errorf("look for its tables: %w", err)
 	}
 	switch {
 	case schema == nil:
 		return 0, errors.New("no schema of the search_path exists: run CREATE SCHEMA …, or name one with search_path in the DSN")
+	case !there && other != nil:
+		return 0, fmt.Errorf("the queue is in schema %s, and the search_path puts %s before it: add search_path=%[1]s to the DSN, or search_path=%[2]s for a queue of its own there", *other, *schema)
 	case !there:
 		return 0, nil
 	}
@@ -263,13 +279,28 @@ func (f *fleet) takeNumber(ctx context.Context, conn *pgx.Conn) error {
 		if !errors.Is(err, pgx.ErrNoRows) {
 			return fmt.Errorf("read the node's number: %w", err)
 		}
-		if _, err := conn.Exec(ctx, `INSERT INTO node(id, name, epoch) SELECT n, $1, 0 FROM generate_series(1, $2::integer) n
-			WHERE NOT EXISTS (SELECT 1 FROM node WHERE id = n) ORDER BY n LIMIT 1 ON CONFLICT DO NOTHING`, f.name, maxNode); err != nil {
-			return fmt.Errorf("number the node: %w", err)
+		for _, number := range []string{newNumber, oldNumber} {
+			tag, err := conn.Exec(ctx, number, f.name, maxNode)
+			if err != nil && !isCode(err, "23505") { // unique_violation: another has just got that name
+				return fmt.Errorf("number the node: %w", err)
+			}
+			if err == nil && tag.RowsAffected() > 0 {
+				break
+			}
 		}
 	}
-	return fmt.Errorf("all %d node numbers are taken: delete from table node those that are gone for good", maxNode)
+	return fmt.Errorf("all %d node numbers are taken, by nodes that have run within a week: give nodes names that outlive a restart (store.node)", maxNode)
 }
+
+// A new node gets a number that nobody has or, where there is none, that of the node which has been gone longest, a week at
+// least, and owns nothing. Epochs begin at the time: none that rows are stamped with comes back.
+const (
+	newNumber = "INSERT INTO node(id, name, epoch, lease_until) SELECT n, $1, " + serverNow + ", " + serverNow + ` FROM generate_series(1, $2::integer) n
+		WHERE NOT EXISTS (SELECT 1 FROM node WHERE id = n) ORDER BY n LIMIT 1 ON CONFLICT DO NOTHING`
+	oldNumber = `UPDATE node SET name = $1, epoch = greatest(epoch + 1, ` + serverNow + `), lease_until = ` + serverNow + ` WHERE id = (SELECT n.id FROM node n
+		WHERE n.lease_until < ` + serverNow + ` - 7 * 86400000 AND (SELECT 1 FROM recipient r WHERE r.owner = n.id AND r.owner <> 0 LIMIT 1) IS NULL
+		AND (SELECT count(*) FROM node) >= $2 ORDER BY n.lease_until LIMIT 1 FOR UPDATE SKIP LOCKED)`
+)
 
 // takePlace makes this session the only one that writes as this node. It waits for, and ends, the one before it.
 func (f *fleet) takePlace(ctx context.Context, conn *pgx.Conn) error {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sys/unix"
+
+	"gatepost/event"
 )
 
 const (
@@ -91,11 +93,22 @@ func (l *lease) now(closed *atomic.Bool) (epoch int64, valid func(margin time.Du
 type fleetClock struct {
 	wall func() time.Time // the host's; tests set it
 
-	mu   sync.Mutex
-	base time.Time     // the database's time
-	at   time.Duration // when it was asked for
-	last time.Time
+	mu     sync.Mutex
+	base   time.Time     // the database's time
+	at     time.Duration // when it was asked for
+	unsure time.Duration // how long the answer took
+	last   time.Time
+	jump   time.Duration // by which the database's clock has moved of late, the widest
+	jumpAt time.Duration
 }
+
+// How far the database's clock may move against the host's boot clock before it counts as a jump: by less than a lease
+// has left, and by as much as engine.md rule 12 speaks of.
+const (
+	leaseJump = 2 * time.Second
+	greatJump = time.Minute
+	jumpGrace = time.Minute // for which nothing expires after a great one
+)
 
 // read asks the database for its time.
 func (c *fleetClock) read(ctx context.Context, conn *pgx.Conn) error {
@@ -108,12 +121,37 @@ func (c *fleetClock) read(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-func (c *fleetClock) set(now int64, sent time.Duration) {
+// set notes what the database answered to a question, and returns by how much its clock has jumped since the last.
+func (c *fleetClock) set(now int64, sent time.Duration) (jump time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.base, c.at = at(now), sent; c.last.Sub(c.base) > slightly {
+	heard := bootTime()
+	if !c.base.IsZero() {
+		jump = c.note(at(now).Sub(c.base.Add(sent-c.at)), heard, heard-sent)
+	}
+	if c.base, c.at, c.unsure = at(now), sent, heard-sent; c.last.Sub(c.base) > slightly {
 		c.last = c.base
 	}
+	return jump
+}
+
+// note looks whether the database's clock is off from what it was taken to be by more than answers took. mu is held.
+func (c *fleetClock) note(off, heard, took time.Duration) (jump time.Duration) {
+	if off <= took+leaseJump && off >= -c.unsure-leaseJump {
+		return 0
+	}
+	if heard-c.jumpAt > jumpGrace || off.Abs() > c.jump.Abs() {
+		c.jump = off
+	}
+	c.jumpAt = heard
+	return off
+}
+
+// jumped reports whether the database's clock moved by more than a limit less than a time ago, jumpGrace at most.
+func (c *fleetClock) jumped(limit, ago time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.jump.Abs() > limit && bootTime()-c.jumpAt < ago
 }
 
 // now returns the database's time, ahead by at most the time that an answer took.
@@ -143,6 +181,19 @@ func (c *fleetClock) stored(t time.Time) int64 {
 		return 0
 	}
 	return ms(t.Add(c.skew()))
+}
+
+// due returns when a row is due as it is stored. What is due already is so for every node at once: none takes the
+// database's time to be earlier than it is.
+func (c *fleetClock) due(t time.Time) int64 {
+	stored := c.stored(t)
+	if t.After(c.wall()) {
+		return stored
+	}
+	now := c.now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return min(stored, ms(now.Add(-c.unsure)))
 }
 
 // local is the inverse of stored.
@@ -223,27 +274,32 @@ func (f *fleet) renewLease(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return fmt.Errorf("renew the lease: %w", err)
 	}
-	f.clock.set(now, sent)
 	f.lease.extend(epoch, sent)
+	if jump := f.clock.set(now, sent); jump != 0 {
+		f.jumped(ctx, jump)
+	}
 	return nil
 }
 
-// takeNodes ends the epochs of nodes that own something and whose lease is over, and has the rows freed. A node that is
-// just committing is left for the next turn.
+// jumped tells of a jump of the database's clock, as when another server takes its place.
+func (f *fleet) jumped(ctx context.Context, by time.Duration) {
+	text := "the clock of the database moved by " + by.Round(time.Second).String()
+	if by.Abs() > greatJump {
+		f.s.Record(event.Event{Kind: event.ClockJump, Data: event.Data{Alarm: true, Text: text}})
+	}
+	f.s.log.LogAttrs(ctx, slog.LevelWarn, text+": see to the time service of its host", slog.String("where", f.where()))
+}
+
+// overLease finds the nodes whose lease is over. One that lasts for longer than any was given when the clock was ahead.
+const overLease = "(n.lease_until < " + serverNow + " OR n.lease_until > " + serverNow + " + 60000)"
+
+// takeNodes ends the epochs of nodes whose lease is over, and has freed what is theirs. After a jump of the clock the
+// living have time to renew their leases before.
 func (f *fleet) takeNodes(ctx context.Context, conn *pgx.Conn) error {
-	rows, err := conn.Query(ctx, `WITH dead AS MATERIALIZED (SELECT n.id FROM node n WHERE n.id <> $1 AND n.lease_until < `+serverNow+`
-			AND (SELECT 1 FROM recipient r WHERE r.owner = n.id AND r.owner <> 0 AND r.epoch = n.epoch LIMIT 1) IS NOT NULL)
-		UPDATE node n SET epoch = n.epoch + 1 FROM dead WHERE n.id = dead.id AND n.lease_until < `+serverNow+`
-			AND pg_try_advisory_xact_lock(`+nodeLocks+`, dead.id) RETURNING n.name`, f.s.node)
-	if err != nil {
-		return err
-	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("take over from nodes whose lease is over: %w", err)
-	}
-	for _, name := range names {
-		f.s.log.LogAttrs(ctx, slog.LevelWarn, "taking over from a node whose lease is over", slog.String("from", name))
+	if !f.clock.jumped(leaseJump, f.lease.life) {
+		if err := f.endDead(ctx, conn); err != nil {
+			return fmt.Errorf("take over from nodes whose lease is over: %w", err)
+		}
 	}
 	var dead bool
 	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM node d WHERE (SELECT 1 FROM recipient r WHERE r.owner = d.id AND r.owner <> 0 AND r.epoch < d.epoch LIMIT 1) IS NOT NULL)").Scan(&dead); err != nil {
@@ -253,6 +309,23 @@ func (f *fleet) takeNodes(ctx context.Context, conn *pgx.Conn) error {
 		f.freeAll()
 	}
 	return nil
+}
+
+// endDead ends the epochs of nodes that own something and whose lease is over. A node that is just committing is left for
+// the next turn.
+func (f *fleet) endDead(ctx context.Context, conn *pgx.Conn) error {
+	rows, err := conn.Query(ctx, `WITH dead AS MATERIALIZED (SELECT n.id FROM node n WHERE n.id <> $1 AND `+overLease+`
+			AND (SELECT 1 FROM recipient r WHERE r.owner = n.id AND r.owner <> 0 AND r.epoch = n.epoch LIMIT 1) IS NOT NULL)
+		UPDATE node n SET epoch = n.epoch + 1 FROM dead WHERE n.id = dead.id AND `+overLease+`
+			AND pg_try_advisory_xact_lock(`+nodeLocks+`, dead.id) RETURNING n.name`, f.s.node)
+	if err != nil {
+		return err
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	for _, name := range names {
+		f.s.log.LogAttrs(ctx, slog.LevelWarn, "taking over from a node whose lease is over", slog.String("from", name))
+	}
+	return err
 }
 
 // freeAll queues the freeing of what dead nodes own, page after page.

@@ -105,6 +105,12 @@ func TestADatabaseThatIsNotOursOrNotForUsIsRefused(t *testing.T) {
 			f.dsn += "&search_path=theirs"
 		}, "give gatepost a database or a schema of its own"},
 		"no schema": {func(_ *testing.T, _ *pgtest.Server, f *testFleet) { f.dsn += "&search_path=nowhere" }, "run CREATE SCHEMA"},
+		"a schema before that of the queue": {func(t *testing.T, _ *pgtest.Server, f *testFleet) {
+			sqlAt(t, *f, "CREATE SCHEMA "+pgtest.Role)
+		}, "the queue is in schema public, and the search_path puts gatepost before it: add search_path=public to the DSN"},
+		"more names than numbers": {func(t *testing.T, _ *pgtest.Server, f *testFleet) {
+			sqlAt(t, *f, "INSERT INTO node(id, name, epoch, lease_until) SELECT n, 'n' || n, 1, "+serverNow+" FROM generate_series(2, 1023) n")
+		}, "all 1023 node numbers are taken, by nodes that have run within a week"},
 		"a newer schema that needs a newer release": {func(t *testing.T, _ *pgtest.Server, f *testFleet) {
 			sqlAt(t, *f, "UPDATE meta SET value = '99' WHERE key IN ('schema', 'schema_min')")
 		}, "needs a gatepost that knows 99"},

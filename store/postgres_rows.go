@@ -235,7 +235,7 @@ func (p *pgSettle) ask(d *pgDB, t *tx) {
 		case s.Paused:
 			p.paused.add(id, n, s.Epoch)
 		default:
-			p.others.add(id, n, s.Epoch, int(r.State), d.f.clock.stored(r.DueAt), r.Attempts, r.MaybeSent, r.Copies,
+			p.others.add(id, n, s.Epoch, int(r.State), d.f.clock.due(r.DueAt), r.Attempts, r.MaybeSent, r.Copies,
 				joinNames(r.Refused), r.LastUpstream, message.Mask(r.LastReply))
 		}
 	}
@@ -366,7 +366,7 @@ func (d *pgDB) put(t *tx, m *message.Message, attrs string, b storedBody, own bo
 	}
 	for i := range m.Recipients {
 		r := &m.Recipients[i]
-		c.recipients.add(int64(m.ID), r.N, r.Address, r.Lane, r.Need, int(r.State), clock.stored(r.DueAt), r.Attempts,
+		c.recipients.add(int64(m.ID), r.N, r.Address, r.Lane, r.Need, int(r.State), clock.due(r.DueAt), r.Attempts,
 			r.MaybeSent, r.Copies, owner, epoch, joinNames(r.Refused), r.LastUpstream, message.Mask(r.LastReply))
 	}
 	return nil
