@@ -395,3 +395,65 @@ func FuzzFlight(f *testing.F) {
 		}
 	})
 }
+
+func TestAHostThatOffersSomethingElseIsTriedAgain(t *testing.T) {
+	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "probe")
+	waitFor(t, "a mail in one flight", func() bool {
+		wantClasses(t, send(t, u, envelope()), message.Accepted)
+		steps := h.Steps()
+		return steps[len(steps)-2].Verb == "BDAT"
+	})
+	h.DropConnections()
+	before := h.Accepted()
+	h.Reply("EHLO", "250-test host\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-SIZE 26214400\r\n250 CHUNKING")
+	waitFor(t, "the end of the connection", func() bool { return h.Connections() == 0 })
+	wantClasses(t, send(t, u, envelope()), message.Accepted)
+	if got, want := strings.Join(verbsOf(h, before+1)[:5], " "), "MAIL RCPT DATA BODY DOT"; got != want {
+		t.Errorf("to another host behind the name %v, want %s", got, want)
+	}
+}
+
+func TestARefusalOfTheSenderIsKnownThoughTheHostSaysNothingMore(t *testing.T) {
+	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "always")
+	h.Reply("MAIL", "550 5.7.1 no")
+	h.Reply("RCPT", upstreamtest.Hang)
+	start := time.Now()
+	wantClasses(t, send(t, u, envelope()), message.Permanent)
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("after %v", took)
+	}
+}
+
+func TestManyRecipientsGoInTwoFlightsThatNeitherSideBlocksOn(t *testing.T) {
+	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "always")
+	var to []string
+	for i := range 500 {
+		to = append(to, fmt.Sprintf("somebody-with-a-name-%d@example.net", i))
+	}
+	slot := reserve(t, u)
+	defer slot.Release()
+	slot.Send(t.Context(), envelope(to...), net.Buffers{text}, commit)
+	if slices.Contains(h.Verbs(), "BDAT") || len(h.Messages()) != 1 {
+		t.Errorf("%d mails, by BDAT: %v", len(h.Messages()), slices.Contains(h.Verbs(), "BDAT"))
+	}
+}
+
+func TestWhatAHostSaysUnaskedIsNoAnswerToTheNextMail(t *testing.T) {
+	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "always")
+	slot := reserve(t, u)
+	defer slot.Release()
+	h.Reply(upstreamtest.Dot, "250 2.0.0 taken\r\n250 2.0.0 and one more")
+	wantClasses(t, slot.Send(t.Context(), envelope(), net.Buffers{text}, commit), message.Accepted)
+	waitFor(t, "the end of the connection", func() bool {
+		wantClasses(t, slot.Send(t.Context(), envelope(), net.Buffers{text}, commit), message.Accepted)
+		return h.Accepted() == 2
+	})
+	h.Reply("BDAT", "452 4.3.1 full")
+	wantClasses(t, slot.Send(t.Context(), envelope(), net.Buffers{text}, commit), message.Temporary)
+}
+
+func TestAMailWhoseEndIsTakenThoughItWasRefusedIsUnknown(t *testing.T) {
+	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "always")
+	h.Reply("BDAT", "552 5.3.4 too big", "250 2.0.0 taken")
+	wantClasses(t, send(t, u, envelope()), message.Unknown)
+}
