@@ -32,7 +32,7 @@ func (t *try) apply(w *row, h *hop, v message.Verdict) {
 	case v.Class == message.Permanent && v.Scope == message.ScopeMessage:
 		w.Refused = append(slices.Clone(w.Refused), h.config.Name)
 		w.judged = true
-		if t.plan.refuses(w) {
+		if t.plan.haveRefused(w) {
 			w.outcome = message.Bounced
 		}
 	default:
@@ -49,15 +49,15 @@ func (t *try) apply(w *row, h *hop, v message.Verdict) {
 	}
 }
 
-// refuses reports whether every upstream of the route has refused w.
-func (p *plan) refuses(w *row) bool {
+// haveRefused reports whether every upstream of the route has refused w.
+func (p *plan) haveRefused(w *row) bool {
 	return !slices.ContainsFunc(p.route, func(h *hop) bool { return !slices.Contains(w.Refused, h.config.Name) })
 }
 
 // dismiss ends those whom nobody is left to be asked for: who might have taken them is out of the route since.
 func (t *try) dismiss() {
 	for _, w := range t.rows {
-		if w.State == message.Queued && t.plan.refuses(w) {
+		if w.State == message.Queued && t.plan.haveRefused(w) {
 			w.outcome = message.Bounced
 			w.attempt = &message.Attempt{Upstream: w.LastUpstream, At: time.Now(), Verdict: message.Verdict{Class: message.Permanent,
 				Scope: message.ScopeMessage, Text: "all upstreams that are left in the route have refused the message"}}
