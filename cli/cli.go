@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,6 +63,7 @@ type app struct {
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{out: stdout, err: stderr}
 	root := a.root()
+	addCompletion(root)
 	root.SetArgs(args[1:])
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -73,8 +75,15 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "gatepost",
-		Short:         "A sign-in mail gateway: signed, kept apart, from the right address, never lost",
+		Use:   "gatepost",
+		Short: "A sign-in mail gateway: signed, kept apart, from the right address, never lost",
+		Long: `A mail gateway for sign-in mail: it takes mail from auth servers, stores it
+before it says so, signs it, and hands it to the services that deliver it, from
+a pinned address or not at all. "gatepost demo" shows it, "gatepost config init"
+begins a config.
+
+Exit codes: 0 done, 1 it did not work, 2 the command line is wrong, 3 the config
+has problems, 4 no daemon answers, 5 what was asked about is not known.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -85,13 +94,23 @@ func (a *app) root() *cobra.Command {
 	return root
 }
 
+// addCompletion adds cobra's own command, which would answer a shell that it does not know with help and success.
+func addCompletion(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		c.RunE = needsToKnow
+	}
+}
+
 // group makes a command that only holds others. Cobra would answer a misspelt one with help and success.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return usage("%s needs to know what to do", c.CommandPath())
-	}}
+	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: needsToKnow}
 	c.AddCommand(subs...)
 	return c
+}
+
+func needsToKnow(c *cobra.Command, _ []string) error {
+	return usage("%s needs to know what to do", c.CommandPath())
 }
 
 // takes makes a command insist on one argument; what is its name on the usage line.
@@ -138,8 +157,11 @@ func (a *app) explain(c *cobra.Command, err error) int {
 	}
 	if p, ok := errors.AsType[*admin.Problem](err); ok {
 		hint = p.Hint
-		if p.Code == 404 {
+		switch {
+		case p.Code == http.StatusNotFound:
 			code = exitNotFound
+		case p.Code == http.StatusInternalServerError && hint == "":
+			hint = "gatepost status tells whether the daemon does its work, and its log why not"
 		}
 	}
 	if code == exitUsage && hint == "" {

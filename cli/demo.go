@@ -71,8 +71,12 @@ func (a *app) demoCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "demo",
 		Short: "Show a sample sign-in code on its way; needs nothing at all",
-		Args:  takesNothing,
-		RunE:  run(func(ctx context.Context, _ []string) error { return a.demo(ctx) }),
+		Long: `Make a key and a config in a temporary directory, listen on 127.0.0.1, send a
+sample sign-in code through, and print what an upstream would get, its verified
+signature and the DNS records to publish. Nothing leaves this host. It goes on
+until Ctrl-C, for mail of your own.`,
+		Args: takesNothing,
+		RunE: run(func(ctx context.Context, _ []string) error { return a.demo(ctx) }),
 	}
 }
 

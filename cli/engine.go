@@ -161,6 +161,9 @@ func streamFor(cfg *config.Config, t admin.TestMail) (*config.Stream, error) {
 			}
 		}
 	}
+	if domain != "" {
+		return nil, badTest(fmt.Sprintf("no stream has the From domain %s", domain), "use an address of one of the streams, see domains in the config; "+hint)
+	}
 	return nil, badTest("it is not clear which stream the test message belongs to", "name one with --stream; "+hint)
 }
 

@@ -61,7 +61,11 @@ func hindrances(l admin.Lane, now time.Time) (texts []string) {
 	return texts
 }
 
-// pausedFor tells for how long an upstream has been out of use.
+// pausedFor tells for how long an upstream has been out of use, and how long it asked to be.
 func pausedFor(p message.PairStatus, now time.Time) string {
-	return "paused for " + now.Sub(p.Since).Round(time.Second).String()
+	text := "paused for " + now.Sub(p.Since).Round(time.Second).String()
+	if p.Asked.After(now.Add(time.Second)) { // sooner it is over before anybody has read it
+		text += ", asked to wait until " + p.Asked.Local().Format("15:04:05")
+	}
+	return text
 }

@@ -69,6 +69,7 @@ func TestATestMessageThatDoesNotGetThroughIsToldAtOnce(t *testing.T) {
 		"a recipient who is refused":      {[]string{"--upstream", "sink", "--to", "nobody@example.org"}, exitFailed, "550 5.1.1 no such user"},
 		"an upstream that does not exist": {[]string{"--upstream", "snik", "--to", "ann@example.org"}, exitNotFound, "bulk, sink"},
 		"a stream that does not exist":    {[]string{"--upstream", "sink", "--stream", "x", "--to", "ann@example.org"}, exitFailed, "there is no stream"},
+		"a sender of no stream":           {[]string{"--upstream", "sink", "--from", "x@example.net", "--to", "ann@example.org"}, exitFailed, "no stream has the From domain example.net"},
 		"a sender of nobody's":            {[]string{"--upstream", "sink", "--stream", "auth", "--from", "x@example.net", "--to", "ann@example.org"}, exitFailed, "refused"},
 		"an address that is none":         {[]string{"--upstream", "sink", "--to", "ann"}, exitUsage, "--to"},
 	} {

@@ -23,7 +23,11 @@ func (a *app) serveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon in the foreground",
-		Args:  takesNothing,
+		Long: `Run the daemon in the foreground, with its log on standard error. SIGHUP
+reloads the config. SIGTERM and SIGINT end it within ten seconds: sessions are
+answered, hand-overs end, and what waits stays on disk. A second one ends it at
+once.`,
+		Args: takesNothing,
 		RunE: run(func(ctx context.Context, _ []string) error {
 			cfg, err := loadConfig(a.file())
 			if err != nil {

@@ -46,10 +46,15 @@ func (a *app) printStats(s admin.Stats, now time.Time) error {
 		v := u.Verdicts
 		fmt.Fprintf(t, "%s\t%s\t%d%%\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", u.Stream, u.Upstream, u.Share, u.Began, u.Attempts,
 			v[message.Accepted], v[message.Temporary], v[message.Permanent], v[message.Throttled], v[message.Unauthorised], v[message.Unknown],
-			u.FailedOver, u.Hedged, millis(u.P50), millis(u.P99))
+			u.FailedOver, u.Hedged, millis(u.P50, u.Attempts), millis(u.P99, u.Attempts))
 	}
 	return t.Flush()
 }
 
-// millis writes milliseconds as people read times.
-func millis(ms float64) string { return short(time.Duration(ms * float64(time.Millisecond))) }
+// millis writes milliseconds as people read times; nothing was measured where there were no attempts.
+func millis(ms float64, attempts int64) string {
+	if attempts == 0 {
+		return "-"
+	}
+	return short(time.Duration(ms * float64(time.Millisecond)))
+}

@@ -18,7 +18,10 @@ func (a *app) statusCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Show the running daemon: listeners, lanes, paused upstreams",
-		Args:  takesNothing,
+		Long: `Show the running daemon: the nodes that share its queue, its listeners, what
+waits in the lane of each stream, and which upstreams are paused and why. Exit
+1 if the daemon does not do its work, 4 if there is none.`,
+		Args: takesNothing,
 		RunE: run(func(ctx context.Context, _ []string) error {
 			client, err := a.client()
 			if err != nil {
@@ -50,11 +53,7 @@ func (a *app) printStatus(s admin.Status, now time.Time) error {
 	}
 	fmt.Fprintln(t, "\nLANE\tQUEUED\tIN FLIGHT\tHELD\tOLDEST\tSTREAM")
 	for _, l := range s.Lanes {
-		state := "runs"
-		if l.Held {
-			state = "on hold"
-		}
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s\n", l.Lane, l.Queued, l.InFlight, l.Kept, when(l.Oldest, now), state)
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s\n", l.Lane, l.Queued, l.InFlight, l.Kept, when(l.Oldest, now), streamState(l.LaneStatus))
 	}
 	fmt.Fprintln(t, "\nLANE\tUPSTREAM\tEGRESS\tSHARE\tSTATE\tLAST REPLY")
 	for _, l := range s.Lanes {
@@ -63,6 +62,18 @@ func (a *app) printStatus(s admin.Status, now time.Time) error {
 		}
 	}
 	return t.Flush()
+}
+
+// streamState tells what becomes of mail of a lane.
+func streamState(l message.LaneStatus) string {
+	state := "runs"
+	if l.Held {
+		state = "on hold"
+	}
+	if l.Refuses {
+		state += ", refuses new mail"
+	}
+	return state
 }
 
 // stateOf tells how an upstream does for a lane.
@@ -96,7 +107,10 @@ func printStore(w io.Writer, s admin.Store, now time.Time) {
 	fmt.Fprintf(w, "store: %s, %s, as node %s\n", s.Engine, s.Where, s.Node)
 	for _, n := range s.Nodes {
 		state := "alive, lease ends " + when(n.LeaseUntil, now)
-		if !n.Alive {
+		switch {
+		case !n.Alive && n.LeaseUntil.IsZero():
+			state = "stopped"
+		case !n.Alive:
 			state = "not alive since " + when(n.LeaseUntil, now)
 		}
 		fmt.Fprintf(w, "node %s: %s\n", n.Name, state)

@@ -80,13 +80,13 @@ func (a *app) templateListCmd() *cobra.Command {
 				return a.printJSON(t.List())
 			}
 			w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "TYPE\tLANGUAGE\tSUBJECT\tFROM")
+			fmt.Fprintln(w, "TYPE\tLANGUAGE\tFROM\tSUBJECT") // which comes last since its letters may be twice as wide
 			for _, l := range t.List() {
 				from := "built in"
 				if len(l.Files) > 0 {
 					from = strings.Join(l.Files, " ")
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", l.Type, l.Locale, l.Subject, from)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", l.Type, l.Locale, from, l.Subject)
 			}
 			return w.Flush()
 		}),
@@ -240,7 +240,11 @@ func (a *app) lint(s config.Templates, upstreams []string) error {
 			own++
 		}
 	}
-	fmt.Fprintf(a.out, "%d templates, %d of them from %s: no problems\n", len(t.List()), own, dash(s.Dir))
+	from := "all built in"
+	if s.Dir != "" {
+		from = fmt.Sprintf("%d of them from %s", own, s.Dir)
+	}
+	fmt.Fprintf(a.out, "%d templates, %s: no problems\n", len(t.List()), from)
 	return nil
 }
 

@@ -19,7 +19,12 @@ func (a *app) traceCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "trace ADDRESS|ID",
 		Short: "Tell what became of a message, or of all mail to an address",
-		Args:  takes("address or message id"),
+		Long: `Tell what became of a message, or of all mail to an address: when it came in,
+each attempt with the upstream's reply, the outcome, and what it still waits
+for. The id is in the client's log: "250 2.0.0 queued as ID". Exit 5 if nothing
+is known of it.`,
+		Example: "  gatepost trace ann@example.org",
+		Args:    takes("address or message id"),
 		RunE: run(func(ctx context.Context, args []string) error {
 			id, address, err := messageOrAddress(args[0])
 			if err != nil {

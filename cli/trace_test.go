@@ -43,16 +43,18 @@ func TestEverythingThatKeepsALaneWaitingIsTold(t *testing.T) {
 	now := time.Now()
 	works := message.PairStatus{Upstream: "esp", Egress: "auth"}
 	paused := message.PairStatus{Upstream: "esp", Egress: "auth", Paused: true, Since: now.Add(-time.Minute), Reply: "535 5.7.8 no"}
+	asked := message.PairStatus{Upstream: "esp", Egress: "auth", Paused: true, Since: now.Add(-time.Minute), Asked: now.Add(time.Minute), Reply: "429 slow"}
 	for name, tt := range map[string]struct {
 		lane message.LaneStatus
 		want []string
 	}{
-		"a lane that runs":         {message.LaneStatus{Pairs: []message.PairStatus{works}}, nil},
-		"a hold":                   {message.LaneStatus{Held: true, Pairs: []message.PairStatus{works}}, []string{"is on hold"}},
-		"a pause":                  {message.LaneStatus{Pairs: []message.PairStatus{paused}}, []string{"paused for 1m0s:\n  535 5.7.8 no"}},
-		"a hold and a pause":       {message.LaneStatus{Held: true, Pairs: []message.PairStatus{paused}}, []string{"is on hold", "paused for"}},
-		"a pause of one of two":    {message.LaneStatus{Pairs: []message.PairStatus{paused, works}}, []string{"does without upstream esp, which is paused for 1m0s:\n  535 5.7.8 no"}},
-		"a stream without a place": {message.LaneStatus{Held: true}, []string{"is not in the config"}},
+		"a lane that runs":          {message.LaneStatus{Pairs: []message.PairStatus{works}}, nil},
+		"a hold":                    {message.LaneStatus{Held: true, Pairs: []message.PairStatus{works}}, []string{"is on hold"}},
+		"a pause":                   {message.LaneStatus{Pairs: []message.PairStatus{paused}}, []string{"paused for 1m0s:\n  535 5.7.8 no"}},
+		"a pause that it asked for": {message.LaneStatus{Pairs: []message.PairStatus{asked}}, []string{"paused for 1m0s, asked to wait until " + asked.Asked.Local().Format("15:04:05") + ":\n  429 slow"}},
+		"a hold and a pause":        {message.LaneStatus{Held: true, Pairs: []message.PairStatus{paused}}, []string{"is on hold", "paused for"}},
+		"a pause of one of two":     {message.LaneStatus{Pairs: []message.PairStatus{paused, works}}, []string{"does without upstream esp, which is paused for 1m0s:\n  535 5.7.8 no"}},
+		"a stream without a place":  {message.LaneStatus{Held: true}, []string{"is not in the config"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tt.lane.Lane = "auth"
@@ -89,6 +91,22 @@ func TestTheEndOfAMessageIsToldBehindItsAttempts(t *testing.T) {
 	}
 }
 
+func TestStatusTellsANodeThatWasStoppedFromOneThatDied(t *testing.T) {
+	var out strings.Builder
+	now := time.Now()
+	s := admin.Status{Store: admin.Store{Engine: "postgres", Where: "database gatepost on db", Node: "mail-1", Nodes: []admin.Node{
+		{Name: "mail-1", Alive: true, LeaseUntil: now.Add(12 * time.Second)}, {Name: "mail-2", LeaseUntil: now.Add(-4 * time.Second)}, {Name: "mail-3"},
+	}}, Lanes: []admin.Lane{{LaneStatus: message.LaneStatus{Lane: "auth", Refuses: true}}}}
+	if err := (&app{out: &out}).printStatus(s, now); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"node mail-1: alive, lease ends in 12s\n", "node mail-2: not alive since 4s ago\n", "node mail-3: stopped\n", "runs, refuses new mail\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not told:\n%s", want, out.String())
+		}
+	}
+}
+
 func TestStatsCompareTheUpstreamsOfAStream(t *testing.T) {
 	var out strings.Builder
 	now := time.Now()
@@ -102,7 +120,7 @@ func TestStatsCompareTheUpstreamsOfAStream(t *testing.T) {
 	}
 	lines := strings.Split(out.String(), "\n")
 	if lines[0] != "since the start 1h0m0s ago" || strings.Join(strings.Fields(lines[2]), " ") != "auth ses 95% 950 951 940 0 0 11 0 0 10 2 81.5ms 1.23s" ||
-		strings.Join(strings.Fields(lines[3]), " ") != "auth postmark 5% 0 0 0 0 0 0 0 0 0 0 0s 0s" {
+		strings.Join(strings.Fields(lines[3]), " ") != "auth postmark 5% 0 0 0 0 0 0 0 0 0 0 - -" {
 		t.Errorf("printed\n%s", out.String())
 	}
 }

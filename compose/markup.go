@@ -16,8 +16,9 @@ type markup []slot
 
 // slot is one piece of a markup.
 type slot struct {
-	place place
-	parts plain // one literal for asIs; one placeholder for inText and inStyle; a whole attribute for inURL
+	place     place
+	parts     plain // one literal for asIs; one placeholder for inText and inStyle; a whole attribute for inURL
+	commented bool  // a hyphen could end the comment around it
 }
 
 // place is where a value stands, which decides how it is written there.
@@ -115,7 +116,7 @@ func (p *markupParser) text(from, to int, at place) {
 		return
 	}
 	for _, m := range placeholder.FindAllStringIndex(s, -1) {
-		if tagBegun.MatchString(s[max(0, m[0]-32):m[0]]) {
+		if tagBegun.MatchString(s[max(0, strings.LastIndexByte(s[:m[0]], '<')):m[0]]) {
 			p.bad(from+m[0], "%s stands right behind a <, so its value would become a tag; write &lt;", s[m[0]:m[1]])
 		}
 	}
@@ -124,22 +125,24 @@ func (p *markupParser) text(from, to int, at place) {
 			p.literal(q.literal)
 			continue
 		}
-		p.out = append(p.out, slot{at, plain{q}})
+		p.out = append(p.out, slot{at, plain{q}, p.inside})
 	}
 }
 
-// tagBegun is text that more text could make a tag of.
-var tagBegun = regexp.MustCompile(`<[/!?]?[A-Za-z-]*$`)
+// tagBegun is text that more text could make a tag of, or a part of its name.
+var tagBegun = regexp.MustCompile(`<([A-Za-z][^\s/>]*|[/!?][^\s>]*)?$`)
 
 func (p *markupParser) literal(s string) {
 	if s != "" {
-		p.out = append(p.out, slot{asIs, plain{{literal: s}}})
+		p.out = append(p.out, slot{asIs, plain{{literal: s}}, false})
 	}
 }
 
 // conditional is what Outlook reads of a comment: <!--[if mso]> HTML <![endif]-->.
 var conditional = regexp.MustCompile(`(?s)^<!--\[if[^\]]*\]>(.*)<!\[endif\]-->$`)
 
+// comment takes the comment src[from:to]. Only what Outlook reads is filled in: nobody sees the rest, and a value in it
+// could end it.
 func (p *markupParser) comment(from, to int) {
 	if !strings.HasPrefix(p.src[from:to], "<!--") { // a tag gone wrong, which browsers take for a comment
 		p.text(from, to, asIs)
@@ -147,7 +150,7 @@ func (p *markupParser) comment(from, to int) {
 	}
 	m := conditional.FindStringSubmatchIndex(p.src[from:to])
 	if m == nil || p.inside {
-		p.text(from, to, inText)
+		p.literal(p.src[from:to])
 		return
 	}
 	p.literal(p.src[from : from+m[2]])
@@ -254,7 +257,7 @@ func (p *markupParser) attribute(tag, name string, from, to int) {
 	case strings.HasPrefix(name, "on") || name == "srcdoc" || tag == "meta" || tag == "base" || tag == "script":
 		p.bad(from, "%s stands in %s of <%s>, where no value can be made safe", placeholder.FindString(value), name, tag)
 	case slices.Contains(urlAttributes, name):
-		p.out = append(p.out, slot{inURL, cut(p.src[from:to])})
+		p.out = append(p.out, slot{inURL, cut(p.src[from:to]), p.inside})
 	case name == "style":
 		p.text(from, to, inStyle)
 	default:
@@ -275,7 +278,7 @@ func (p *markupParser) preheader() {
 			p.literal(html.EscapeString(q.literal))
 			continue
 		}
-		p.out = append(p.out, slot{inText, plain{q}})
+		p.out = append(p.out, slot{inText, plain{q}, false})
 	}
 	p.literal(strings.Repeat("&#847;&zwnj;&nbsp;", 40) + "</div>\n")
 	p.hidden = nil
@@ -290,16 +293,7 @@ func (m markup) names(path string) bool {
 func (m markup) fill(v *values) (string, error) {
 	var b bytes.Buffer
 	for _, s := range m {
-		switch s.place {
-		case asIs:
-			b.WriteString(s.parts[0].literal)
-		case inText:
-			b.WriteString(html.EscapeString(v.text(s.parts[0].path)))
-		case inStyle:
-			b.WriteString(v.style(s.parts[0].path))
-		case inURL:
-			b.WriteString(html.EscapeString(v.url(s.parts)))
-		}
+		b.WriteString(s.fill(v))
 		if b.Len() > maxBody {
 			return "", bad("", "the HTML would be longer than %d octets", maxBody)
 		}
@@ -321,4 +315,25 @@ func (v *values) style(path string) string {
 		return s
 	}
 	return ""
+}
+
+// fill returns what stands in the place of s.
+func (s slot) fill(v *values) (filled string) {
+	switch s.place {
+	case asIs:
+		return s.parts[0].literal
+	case inStyle:
+		if filled = v.style(s.parts[0].path); s.commented && strings.Contains(filled, "-") {
+			return "" // CSS has no other way to write it
+		}
+		return filled
+	case inText:
+		filled = html.EscapeString(v.text(s.parts[0].path))
+	case inURL:
+		filled = html.EscapeString(v.url(s.parts))
+	}
+	if s.commented {
+		filled = strings.ReplaceAll(filled, "-", "&#45;")
+	}
+	return filled
 }

@@ -80,7 +80,7 @@ func (l *loader) checkContents(path, file string) {
 	case err != nil:
 		l.bad(path, "it must belong to the user that gatepost runs as, or come from systemd: LoadCredential= in the unit", "%s cannot be read: %v", file, cause(err))
 	case len(bytes.TrimSpace(data)) == 0:
-		l.bad(path, "", "%s is empty", file)
+		l.bad(path, "write into it what belongs there, with an editor", "%s is empty", file)
 	}
 }
 

@@ -24,7 +24,7 @@ const maxFile = 1 << 20
 func Load(file string) (*Config, error) {
 	data, err := readBounded(file)
 	if err != nil {
-		hint := "name another file with -c, or copy config.example.toml"
+		hint := "name another file with -c, or begin one: gatepost config init DOMAIN"
 		if errors.Is(err, fs.ErrPermission) {
 			hint = "let the user that gatepost runs as read it: chmod 644, since secrets are in files of their own; or use sudo"
 		}

@@ -48,6 +48,7 @@ type LaneStatus struct {
 	InFlight int          `json:"in_flight"` // hand-overs under way
 	Limit    int          `json:"limit"`     // hand-overs at once
 	Held     bool         `json:"held,omitempty"`
+	Refuses  bool         `json:"refuses,omitempty"` // new mail, since all of its upstreams are down
 	Pairs    []PairStatus `json:"upstreams"`
 }
 
@@ -59,9 +60,10 @@ type PairStatus struct {
 	Since    time.Time `json:"since,omitzero"` // of the trouble that has not ended yet
 	Verdict  Class     `json:"verdict,omitempty"`
 	Reply    string    `json:"reply,omitempty"`
-	Share    int       `json:"share"`                     // percent of the lane's mail that begins here
-	PassedBy int       `json:"failed_over,omitempty"`     // mails that began here and were taken by others since it last took one itself
-	Barred   []string  `json:"refused_domains,omitempty"` // sending domains that it does not take mail from
+	Asked    time.Time `json:"asked_to_wait_until,omitzero"` // by a service that throttles, or is in trouble; while paused
+	Share    int       `json:"share"`                        // percent of the lane's mail that begins here
+	PassedBy int       `json:"failed_over,omitempty"`        // mails that began here and were taken by others since it last took one itself
+	Barred   []string  `json:"refused_domains,omitempty"`    // sending domains that it does not take mail from
 }
 
 // ArmStats is how one upstream has done for one stream since the process began.

@@ -102,6 +102,7 @@ func (t *try) deliver() {
 
 // walk goes along the route until nobody is left to try for.
 func (t *try) walk() {
+	t.dismiss()
 	for t.r.ctx.Err() == nil && !t.expired() {
 		h, rows := t.next()
 		if h == nil {

@@ -38,6 +38,7 @@ type pair struct {
 	mu        sync.Mutex
 	paused    bool
 	verdict   message.Verdict
+	asked     time.Time // when the pause ends that the upstream asked for; zero where it named none
 	downSince time.Time // of the first pause since anything was last accepted or judged here; zero when well
 	resumedAt time.Time
 	workedAt  time.Time
@@ -149,6 +150,7 @@ func (p *pair) pause(r *Relay, v message.Verdict, retryAfter time.Duration, bega
 		return
 	}
 	p.paused, p.verdict = true, v
+	p.asked = after(max(v.RetryAfter, retryAfter))
 	first := p.downSince.IsZero()
 	if first {
 		p.downSince = time.Now()
@@ -161,6 +163,14 @@ func (p *pair) pause(r *Relay, v message.Verdict, retryAfter time.Duration, bega
 	e.Data.Alarm = first || v.Class == message.Unauthorised
 	r.spool.Record(e)
 	r.background.Go(func() { p.probe(r, min(max(v.RetryAfter, retryAfter), maxRetryAfter)) })
+}
+
+// after returns the time after a pause that was asked for; zero for none.
+func after(pause time.Duration) time.Time {
+	if pause <= 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(pause)
 }
 
 // interval is the time from one probe to the next.
@@ -251,7 +261,7 @@ func (p *pair) noteFailure(r *Relay, err error) {
 	}
 	p.mu.Lock()
 	changed := p.verdict.Class != paused.Verdict.Class
-	p.verdict = paused.Verdict
+	p.verdict, p.asked = paused.Verdict, after(max(paused.Verdict.RetryAfter, paused.RetryAfter))
 	p.mu.Unlock()
 	if changed {
 		e := p.event(event.Paused, paused.Verdict)
@@ -327,7 +337,7 @@ func (p *pair) status() message.PairStatus {
 	s := message.PairStatus{Upstream: p.hop.config.Name, Egress: p.hop.egress, Paused: p.paused, Since: p.downSince,
 		PassedBy: p.passedBy, Barred: p.domains.list()}
 	if p.paused {
-		s.Verdict, s.Reply = p.verdict.Class, p.verdict.Reply()
+		s.Verdict, s.Reply, s.Asked = p.verdict.Class, p.verdict.Reply(), p.asked
 	}
 	return s
 }

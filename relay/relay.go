@@ -147,13 +147,18 @@ func (r *Relay) Ready(client string) error {
 
 // ready says whether mail of p's stream, from domain where that is known, is taken now.
 func (r *Relay) ready(p *plan, domain string) error {
-	if p.stream.WhenDown == "refuse" && p.lane.down(domain) {
+	if p.refuses(domain) {
 		return reply.New(451, "4.4.1", "the mail service cannot be reached at the moment, please try again later")
 	}
 	if err := r.pressure.refuses(p.lane); err != nil {
 		return err
 	}
 	return r.spool.Ready(p.stream.Kind)
+}
+
+// refuses says whether new mail from domain, or from any where it is "", is refused because no upstream could take it.
+func (p *plan) refuses(domain string) bool {
+	return p.stream.WhenDown == "refuse" && p.lane.down(domain)
 }
 
 // Accept implements ingress.Acceptor. Its answer follows engine.md rule 3.
@@ -293,7 +298,9 @@ func (r *Relay) Status() []message.LaneStatus {
 	var ss []message.LaneStatus
 	plans := r.generation.Load().plans
 	for _, name := range slices.Sorted(maps.Keys(plans)) {
-		ss = append(ss, plans[name].lane.status(r.spool.StreamHeld(name)))
+		s := plans[name].lane.status(r.spool.StreamHeld(name))
+		s.Refuses = plans[name].refuses("")
+		ss = append(ss, s)
 	}
 	return ss
 }

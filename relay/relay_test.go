@@ -269,6 +269,11 @@ func TestARouteThatIsDownRefusesNewCodesAtOnceAndRecoversByItself(t *testing.T) 
 		if err := g.relay.Ready("logto"); err == nil {
 			t.Error("MAIL is not refused early")
 		}
+		for _, s := range g.relay.Status() {
+			if s.Refuses != (s.Lane == "auth") {
+				t.Errorf("the status of %s says that it refuses: %v", s.Lane, s.Refuses)
+			}
+		}
 		if _, err := g.submit("news", ""); err != nil {
 			t.Errorf("another stream suffers too: %v", err)
 		}

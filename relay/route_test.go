@@ -345,6 +345,28 @@ func TestAMessageIsRefusedForGoodOnlyByTheWholeRoute(t *testing.T) {
 	})
 }
 
+func TestAMessageThatOneRefusesEndsWhenTheOtherIsTakenOutOfTheRoute(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g, spare := newPairRig(t, nil)
+		g.auth.set(says(verdictOf(message.Permanent, message.ScopeMessage, 554)))
+		spare.set(func(s *service) { s.down = down() })
+		id := g.code()
+		time.Sleep(time.Second)
+		if es := g.history.of(event.Bounced); len(es) != 0 {
+			t.Fatalf("it bounced while one of the route had not refused it: %+v", es)
+		}
+		g.mustReload(nil) // the route has the first alone
+		time.Sleep(time.Minute)
+		es := g.history.of(event.Bounced)
+		if len(es) != 1 || es[0].Message != id || len(g.queue()) != 0 {
+			t.Errorf("%+v bounced, %+v is queued; want the message to end", es, g.queue())
+		}
+		if n := len(g.auth.got()); n != 1 {
+			t.Errorf("the first upstream was asked %d times", n)
+		}
+	})
+}
+
 func TestAMessageThatOneRefusesWaitsForTheOtherWithoutHaste(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g, spare := newPairRig(t, nil)
@@ -494,6 +516,24 @@ func TestANewsletterWhoseAnswerWasLostIsNotSentBySecondUpstream(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if rows := g.queue(); len(rows) != 1 || rows[0].State != "held-unconfirmed" || len(g.others["bulk2"].got()) != 0 {
 			t.Errorf("queue: %+v, %d copies through the second", rows, len(g.others["bulk2"].got()))
+		}
+	})
+}
+
+func TestStatusTellsHowLongAnUpstreamAskedToBeLeftAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g, _ := newPairRig(t, nil)
+		long := verdictOf(message.Throttled, message.ScopeUpstream, 429)
+		long.RetryAfter = 10 * time.Minute
+		g.auth.set(func(s *service) { s.down = &upstream.Paused{Verdict: long} })
+		g.code()
+		if p := g.relay.Status()[0].Pairs[0]; !p.Paused || p.Asked != time.Now().Add(long.RetryAfter) {
+			t.Errorf("%+v, want a pause until ten minutes from %v", p, time.Now())
+		}
+		g.auth.set(func(s *service) { s.down = nil })
+		time.Sleep(time.Minute)
+		if p := g.relay.Status()[0].Pairs[0]; p.Paused || !p.Asked.IsZero() {
+			t.Errorf("%+v, want no pause", p)
 		}
 	})
 }

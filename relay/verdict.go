@@ -32,7 +32,7 @@ func (t *try) apply(w *row, h *hop, v message.Verdict) {
 	case v.Class == message.Permanent && v.Scope == message.ScopeMessage:
 		w.Refused = append(slices.Clone(w.Refused), h.config.Name)
 		w.judged = true
-		if !slices.ContainsFunc(t.plan.route, func(h *hop) bool { return !slices.Contains(w.Refused, h.config.Name) }) {
+		if t.plan.haveRefused(w) {
 			w.outcome = message.Bounced
 		}
 	default:
@@ -45,6 +45,22 @@ func (t *try) apply(w *row, h *hop, v message.Verdict) {
 			w.alarm = "upstream " + h.config.Name + " does not take mail from " + t.msg.HeaderFrom
 		case t.lane.kind != message.Auth:
 			w.way = nil // the next upstream has its turn with the next try
+		}
+	}
+}
+
+// haveRefused reports whether every upstream of the route has refused w.
+func (p *plan) haveRefused(w *row) bool {
+	return !slices.ContainsFunc(p.route, func(h *hop) bool { return !slices.Contains(w.Refused, h.config.Name) })
+}
+
+// dismiss ends those whom nobody is left to be asked for: who might have taken them is out of the route since.
+func (t *try) dismiss() {
+	for _, w := range t.rows {
+		if w.State == message.Queued && t.plan.haveRefused(w) {
+			w.outcome = message.Bounced
+			w.attempt = &message.Attempt{Upstream: w.LastUpstream, At: time.Now(), Verdict: message.Verdict{Class: message.Permanent,
+				Scope: message.ScopeMessage, Text: "all upstreams that are left in the route have refused the message"}}
 		}
 	}
 }
@@ -162,7 +178,7 @@ func (t *try) hold() {
 	for _, w := range t.rows {
 		w.State = message.Held
 		ss = append(ss, message.Settlement{Message: t.msg, Epoch: t.epoch, Recipient: w.Recipient,
-			Alarm: "the key that its body is sealed with is gone from spool.key; held"})
+			Alarm: "the key that its body is sealed with is not in spool.key, or key_file of [store]; held"})
 	}
 	t.r.settle(t.msg, ss)
 }

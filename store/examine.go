@@ -68,7 +68,7 @@ func Examine(ctx context.Context, o PostgresOptions) Examination {
 	return e.Examination
 }
 
-const dsnForms = "the first line of dsn_file is postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full, with %40 for an @ in the password, " +
+const dsnForms = "the first line of dsn_file is postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full, with %40 for an @ in the password and %20 for a space, " +
 	"or host=HOST user=USER password='PASSWORD' dbname=DATABASE"
 
 // errDSN says nothing of what it is about: the driver's own error may hold the password.
@@ -216,7 +216,7 @@ func (e *examiner) tables(ctx context.Context, keys map[int64]sealKey, history a
 		return
 	}
 	if n := missing(keys, needed); n > 0 {
-		e.fault("copy the file from a node that has them; that mail is held until then", "%d messages in the queue are sealed with keys that are not in key_file", n)
+		e.fault("copy the file from a node that has them; that mail is held until then", "mail in the queue (%d) is sealed with keys that are not in key_file", n)
 	}
 }
 
@@ -292,6 +292,9 @@ func (e *examiner) apart(off time.Duration) {
 func Hint(err error) string {
 	if errors.Is(err, errDSN) {
 		return dsnForms
+	}
+	if errors.Is(err, errInUse) {
+		return "stop it first, or give this one a name of its own: node of [store]"
 	}
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return hintByState(e)

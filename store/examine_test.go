@@ -182,7 +182,7 @@ func TestKeysThatAreMissingAreTold(t *testing.T) {
 	}
 	inDatabase(t, s, dsn, fmt.Sprintf("INSERT INTO body SELECT i, 1, CASE WHEN i < 4 THEN %d WHEN i < 6 THEN 77 ELSE 0 END, '', 0 FROM generate_series(1, 9) i", key.ID))
 	e = Examine(t.Context(), PostgresOptions{DSN: dsn, KeyFile: path})
-	wantFault(t, e, "2 messages in the queue are sealed with keys that are not in key_file", "copy the file from a node that has them")
+	wantFault(t, e, "mail in the queue (2) is sealed with keys that are not in key_file", "copy the file from a node that has them")
 	other, _ := newKeyFile(t)
 	wantFault(t, Examine(t.Context(), PostgresOptions{DSN: dsn, KeyFile: other}), "key_file belongs to another fleet", "copy the file from a node that runs")
 	inDatabase(t, s, dsn, "DELETE FROM meta WHERE key = 'history_check'") // as the hint says

@@ -313,7 +313,7 @@ func (f *fleet) takePlace(ctx context.Context, conn *pgx.Conn) error {
 			return f.remember(ctx, conn)
 		}
 		if time.Now().After(end) || !f.pause(100*time.Millisecond) {
-			return fmt.Errorf("another gatepost runs as node %s: stop it first, or give this one a node name of its own (store.node)", f.name)
+			return fmt.Errorf("node %s: %w", f.name, errInUse)
 		}
 		if f.writer.pid != 0 {
 			if _, err := conn.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2",

@@ -29,6 +29,7 @@ type pgDB struct {
 
 var (
 	errEpoch      = errors.New("another node has taken over from this one")
+	errInUse      = errors.New("another gatepost runs under this name")
 	errRolledBack = errors.New("the transaction was rolled back")
 	errUnsure     = errors.New("the server warned that the commit may not be durable")
 )

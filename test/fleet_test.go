@@ -267,7 +267,7 @@ func TestTwoDaemonsWithOneNameAreRefused(t *testing.T) {
 	twin.write("store.dsn", f.dsn+"\n")
 	twin.write("gatepost.toml", twin.read("gatepost.toml")+"[store]\nengine = \"postgres\"\ndsn_file = \"store.dsn\"\nkey_file = \"store.key\"\nnode = \""+nodeName(0)+"\"\n")
 	d := twin.launch()
-	if code := d.wait(30 * time.Second); code == 0 || !strings.Contains(d.log.String(), nodeName(0)) {
+	if code := d.wait(30 * time.Second); code == 0 || !strings.Contains(d.log.String(), "node "+nodeName(0)+": another gatepost runs under this name\nhint: stop it first") {
 		t.Errorf("a second %s ended with %d and said\n%s", nodeName(0), code, d.log.String())
 	}
 	authStream.mustPost(t, f.nodes[0].listen, "still", "123456")

@@ -2,6 +2,8 @@ package test
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +11,8 @@ import (
 	"time"
 
 	"github.com/emersion/go-smtp"
+
+	"gatepost/upstream/upstreamtest"
 )
 
 // Codes, subjects, bodies and passwords must not be found in what gatepost says or keeps, whatever becomes of a mail:
@@ -63,6 +67,51 @@ func TestNoCodeSubjectBodyOrPasswordIsLoggedShownOrStoredInClear(t *testing.T) {
 	}
 	wantNone(t, "what the commands print", shown.Bytes(), secrets)
 	s.wantNoneStored(secrets)
+	d.stop()
+	s.wantNoneStored(secrets)
+	wantNone(t, "the log", []byte(d.log.String()), secrets)
+}
+
+// Services repeat what they got in what they say of it; the user's own may have its secret in the URL.
+func TestNoCredentialOfAServiceIsLoggedShownOrStored(t *testing.T) {
+	t.Parallel()
+	const key, secret, token = "SG.canary-of-the-api-key", "canary/of+the/secret+key", "canary-of-the-session-token"
+	secrets := []string{key, secret, token, base64.StdEncoding.EncodeToString([]byte("api:" + key)), "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+	service := upstreamtest.NewService(t, upstreamtest.ServiceOptions{HTTP1: true}, func(r upstreamtest.Request) upstreamtest.Reply {
+		words := fmt.Sprint("I got ", r.Path, r.Header)
+		body, err := json.Marshal(map[string]any{"message": words, "Message": words, "Code": "SignatureDoesNotMatch", "errors": []map[string]string{{"message": words}}})
+		if err != nil {
+			t.Error(err)
+		}
+		return upstreamtest.Reply{Status: 403, Body: string(body)}
+	})
+	s := begins(t, typeAt("ses", service.URL(), service.CAFile())+"session_token_file = \"token\"", "mailgun", "sendgrid", "postmark", "aliyun", "own")
+	s.write("key", key+"\n")
+	s.write("secret", secret+"\n")
+	s.write("token", token+"\n")
+	s.write("whsec", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
+	for _, kind := range []string{"mailgun", "sendgrid", "postmark", "aliyun"} {
+		s.addUpstream(kind, typeAt(kind, service.URL(), service.CAFile()))
+	}
+	s.addUpstream("own", "type = \"webhook\"\nurl = \""+service.URL()+"/x?key=canary-of-the-url\"\nsecret_file = \"whsec\"\ntls_ca_file = \""+service.CAFile()+"\"")
+	s.write("gatepost.toml", s.read("gatepost.toml")+"[log]\nlevel = \"debug\"\n")
+	d := s.start()
+	id := authStream.mustPost(t, s.listen, "a", "918273")
+	eventually(t, 10*time.Second, "all upstreams have refused us", func() bool { return len(service.Requests()) >= 6 })
+	service.Stop() // what is said of a connection that fails is looked at too
+	authStream.post(s.listen, "b", "918273")
+	var shown bytes.Buffer
+	for _, what := range [][]string{{"trace", id}, {"trace", id, "--json"}, {"queue", "show", id}, {"status"}, {"status", "--json"}, {"stats"}, {"stats", "--json"},
+		{"check"}, {"check", "--json"}, {"send", "--upstream", "own", "--to", "a@example.net", "--wait", "1s"}} {
+		r := s.run(what...)
+		shown.WriteString(r.stdout + r.stderr)
+	}
+	if n := bytes.Count(shown.Bytes(), []byte("I got")); n < 3 {
+		t.Errorf("what the services say is shown %d times:\n%s", n, shown.String())
+	}
+	wantNone(t, "the config as it is shown", []byte(s.run("config", "show").stdout), secrets)
+	secrets = append(secrets, "canary-of-the-url") // which belongs to the config
+	wantNone(t, "what the commands print", shown.Bytes(), secrets)
 	d.stop()
 	s.wantNoneStored(secrets)
 	wantNone(t, "the log", []byte(d.log.String()), secrets)

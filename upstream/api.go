@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"sync"
+	"time"
 
 	"gatepost/config"
 	"gatepost/message"
@@ -36,6 +38,12 @@ type selective interface {
 	// carries returns what of m it has no place for, as Carrier has it.
 	carries(m *message.Message) error
 }
+
+// acquaintance is a service that says only in a check call whether it delivers mail at all. It is asked once before its
+// first mail, for meetTime; what it says, or that it says nothing, keeps no mail waiting.
+type acquaintance interface{ toMeet() bool }
+
+const meetTime = 500 * time.Millisecond
 
 // call is one request to a service.
 type call struct {
@@ -105,6 +113,7 @@ type apiUpstream struct {
 	lines     *lines
 	slots     *slots
 	health    health
+	met       sync.Once
 }
 
 // newAPI makes the upstream that c describes over a service of its type.
@@ -165,8 +174,20 @@ func (u *apiUpstream) ready(ctx context.Context) (local string, err error) {
 	}
 	if err != nil {
 		u.lines.leave()
+		return local, err
 	}
-	return local, err
+	u.met.Do(func() { u.meet(ctx) })
+	return local, nil
+}
+
+// meet asks the service what only it knows of the account.
+func (u *apiUpstream) meet(ctx context.Context) {
+	if a, ok := u.service.(acquaintance); !ok || !a.toMeet() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, meetTime)
+	defer cancel()
+	_, _ = u.service.check(ctx, u.get) // a mail shows what is wrong
 }
 
 // named adds the upstream's name to errClosed.

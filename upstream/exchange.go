@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,8 +30,9 @@ type answer struct {
 	status int
 	header http.Header
 	body   []byte
-	cut    bool // there was more, or the connection ended too soon
-	early  bool // it came before the last byte of the request was given out
+	cut    bool     // there was more, or the connection ended too soon
+	early  bool     // it came before the last byte of the request was given out
+	hidden []string // what the request proved itself with, which some services repeat in an error
 }
 
 // exchange is one request through the commit gate, and its answer. The service can have the last byte of the body only
@@ -202,13 +204,29 @@ func do(t http.RoundTripper, req *http.Request, back func()) (*response, error) 
 	}
 	defer resp.Body.Close()
 	defer time.AfterFunc(answerTime, cancel).Stop()
-	a := answer{status: resp.StatusCode, header: resp.Header}
+	a := answer{status: resp.StatusCode, header: resp.Header, hidden: proofs(req.Header)}
 	a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if len(a.body) > maxAnswer {
 		a.body, a.cut = a.body[:maxAnswer], true
 	}
 	a.cut = a.cut || err != nil
 	return &response{resp, a}, nil
+}
+
+// proofs returns what a request with header h shows of our credentials, in the forms that an answer may repeat it in: AWS
+// puts the token of a session into what it says of a signature, other services whole requests.
+func proofs(h http.Header) (all []string) {
+	for _, name := range []string{"Authorization", "X-Amz-Security-Token", "X-Postmark-Server-Token"} {
+		for word := range strings.FieldsSeq(h.Get(name)) {
+			if len(word) >= 8 { // the shorter ones name the scheme
+				all = append(all, word)
+			}
+		}
+	}
+	if _, password, ok := (&http.Request{Header: h}).BasicAuth(); ok {
+		all = append(all, password)
+	}
+	return all
 }
 
 // explain says what kept a request from being answered, without its URL, which may hold a secret.

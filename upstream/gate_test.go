@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,7 +31,7 @@ type rawService struct {
 	url, ca string
 	body    atomic.Int64  // octets of bodies so far
 	ended   atomic.Int64  // requests that were complete
-	gone    chan struct{} // closed once the service has closed the first connection
+	gone    chan struct{} // closed once the first connection is closed, and our side knows
 }
 
 // newRawService listens until the test ends. serve runs on a goroutine of its own for each connection, number from 1.
@@ -63,6 +65,7 @@ func newRawService(t *testing.T, h2 bool, serve func(s *rawService, conn net.Con
 				serve(s, conn, number)
 				conn.Close()
 				if number == 1 {
+					untilGone(conn.RemoteAddr().(*net.TCPAddr).Port)
 					close(s.gone)
 				}
 			})
@@ -310,7 +313,6 @@ func TestAConnectionThatEndsAtItsReuseCostsNoMail(t *testing.T) {
 				wait := func(at string) {
 					if n == 1 && tt.gone == at {
 						<-s.gone
-						time.Sleep(20 * time.Millisecond) // until it is known here
 					}
 				}
 				wait("before")
@@ -326,6 +328,16 @@ func TestAConnectionThatEndsAtItsReuseCostsNoMail(t *testing.T) {
 				t.Errorf("the service took %d mails, want 2", n)
 			}
 		})
+	}
+}
+
+// untilGone waits until our side, which has that port, knows that a connection was closed.
+func untilGone(port int) {
+	established := regexp.MustCompile(fmt.Sprintf(`:%04X 0100007F:[0-9A-F]{4} 01 `, port))
+	for begin := time.Now(); time.Since(begin) < 5*time.Second; time.Sleep(time.Millisecond) {
+		if table, err := os.ReadFile("/proc/net/tcp"); err != nil || !established.Match(table) {
+			return
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ const (
 	checkEvery   = 5 * time.Second // between looks at the account of a service that was not well, at least
 	firstPause   = time.Second
 	longestPause = 10 * time.Minute
+	longestWait  = 30 * time.Second // that a service in trouble may ask for: a check call tells sooner when it is over
 )
 
 // health is what the last verdicts say of an account. While they are bad, a slot is given only once a check call says
@@ -45,9 +46,14 @@ func (h *health) ill(v message.Verdict) {
 }
 
 // take is ill with mu held. A service that throttles without saying for how long is left alone for a second, then two,
-// and so on up to ten minutes.
+// and so on up to ten minutes. One that refuses the credentials says nothing of when they are mended.
 func (h *health) take(v message.Verdict) {
-	if v.Class == message.Throttled && v.RetryAfter == 0 {
+	switch {
+	case v.Class == message.Unauthorised:
+		v.RetryAfter = 0
+	case v.Class != message.Throttled:
+		v.RetryAfter = min(v.RetryAfter, longestWait)
+	case v.RetryAfter == 0:
 		v.RetryAfter = min(firstPause<<min(h.pauses, 20), longestPause)
 		v.RetryAfter += rand.N(v.RetryAfter / 10)
 		h.pauses++

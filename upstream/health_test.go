@@ -91,6 +91,21 @@ func TestNewCredentialsAreLookedAtAtOnce(t *testing.T) {
 	})
 }
 
+func TestNobodyIsKeptFromLookingByATimeThatMakesNoSense(t *testing.T) {
+	for class, longest := range map[message.Class]time.Duration{message.Temporary: longestWait, message.Unauthorised: 0} {
+		synctest.Test(t, func(t *testing.T) {
+			var h health
+			v := down(class)
+			v.RetryAfter = maxRetryAfter
+			h.ill(v)
+			time.Sleep(longest)
+			if c := (&checks{}); !mayTry(t, &h, c) || c.n != 1 {
+				t.Errorf("%s: no mail may be tried after %v, though a check call would succeed", class, longest)
+			}
+		})
+	}
+}
+
 func TestAServiceThatThrottlesIsLeftAloneAsLongAsItSaysOrLongerEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var h health
@@ -142,7 +157,8 @@ func TestRetryAfterIsReadAndCapped(t *testing.T) {
 		"-5":                             0,
 		"1.5":                            0,
 		"soon":                           0,
-		"3600":                           time.Hour,
+		"600":                            10 * time.Minute,
+		"3600":                           maxRetryAfter,
 		"99999":                          maxRetryAfter,
 		"999999999999999999999999":       maxRetryAfter,
 		"Mon, 05 Jan 2026 10:00:07 GMT":  7 * time.Second,

@@ -13,7 +13,7 @@ import (
 )
 
 // maxRetryAfter caps what a service may ask for in Retry-After: beyond it we look for ourselves.
-const maxRetryAfter = time.Hour
+const maxRetryAfter = longestPause
 
 // verdict says what the status alone means of an answer that is no success; a type's own table comes before it.
 //
@@ -67,7 +67,7 @@ func (a answer) accepted(id string) message.Verdict {
 	if a.isPage() {
 		return upstreamDown(message.Unknown, fmt.Sprintf("%d with a web page instead of an answer", a.status))
 	}
-	v := message.Verdict{Class: message.Accepted, Code: a.status, Text: "accepted", ProviderID: cleanID(id)}
+	v := message.Verdict{Class: message.Accepted, Code: a.status, Text: "accepted", ProviderID: cleanID(redact(id, a.hidden))}
 	if v.ProviderID == "" {
 		v.Alarm = "the service took the mail, but its answer was cut or has no id"
 	}
@@ -77,11 +77,13 @@ func (a answer) accepted(id string) message.Verdict {
 // ok reports whether the status says that the service has taken the request.
 func (a answer) ok() bool { return a.status >= 200 && a.status < 300 }
 
-// words returns the service's words for a verdict. Of a web page, or where there are none, the name of the status does.
+// words returns the service's words for a verdict, without what is hidden. Of a web page, or where there are none, the
+// name of the status does.
 func (a answer) words(text string) string {
 	if text == "" || a.isPage() {
 		text = http.StatusText(a.status)
 	}
+	text = redact(text, a.hidden)
 	if len(text) > maxReplyText {
 		text = text[:maxReplyText]
 	}

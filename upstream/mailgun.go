@@ -133,7 +133,7 @@ type mailgunSaid struct {
 //
 //	403       "large batches"                throttled     upstream
 //	400, 403  "not allowed to send"          unauthorised  domain     not verified, disabled, or a sandbox
-//	400       "is not a valid address"       permanent     recipient  where the call is for one
+//	400       "is not a valid address"       permanent     recipient  where the call is for one, and not about the sender
 //	400                                      permanent     message
 //	404       "domain not found"             unauthorised  domain     a new domain takes minutes to be known everywhere
 //	429                                      throttled     upstream   the time is in the words
@@ -150,7 +150,7 @@ func (m *mailgun) verdict(a answer, said mailgunSaid) message.Verdict {
 		return a.as(message.Throttled, message.ScopeUpstream, "", said.Message)
 	case (a.status == 400 || a.status == 403) && has("not allowed to send"), a.status == 404 && has("domain not found"):
 		return a.as(message.Unauthorised, message.ScopeDomain, "", said.Message)
-	case a.status == 400 && has("is not a valid address"):
+	case a.status == 400 && has("is not a valid address") && !has("'from'"):
 		return a.as(message.Permanent, message.ScopeRecipient, "5.1.3", said.Message)
 	case a.status == 400:
 		return a.as(message.Permanent, message.ScopeMessage, "5.6.0", said.Message)

@@ -120,6 +120,7 @@ func TestMailgunsAnswersMeanWhatItsStatusesSay(t *testing.T) {
 		"a sandbox":                      {mailgunSays(403, "Domain sandbox1.mailgun.org is not allowed to send: Free accounts are for test purposes only."), message.Unauthorised, message.ScopeDomain, ""},
 		"a domain that is not known yet": {mailgunSays(404, "Domain not found: mg.example.com"), message.Unauthorised, message.ScopeDomain, ""},
 		"a wrong path":                   {mailgunSays(404, "page not found"), message.Temporary, message.ScopeMessage, ""},
+		"the sender's address":           {mailgunSays(400, "'from' parameter is not a valid address. please check documentation"), message.Permanent, message.ScopeMessage, "5.6.0"},
 		"an address":                     {mailgunSays(400, "'to' parameter is not a valid address. please check documentation"), message.Permanent, message.ScopeRecipient, "5.1.3"},
 		"a missing parameter":            {mailgunSays(400, "to parameter is missing"), message.Permanent, message.ScopeMessage, "5.6.0"},
 		"too large":                      {mailgunSays(413, "Request Entity Too Large"), message.Permanent, message.ScopeMessage, "5.3.4"},

@@ -71,6 +71,9 @@ func (s *postmark) carries(m *message.Message) error {
 	return err
 }
 
+// toMeet implements acquaintance: a server of type Sandbox takes mail as any other does.
+func (s *postmark) toMeet() bool { return !s.testing.Load() }
+
 // calls makes one request for each recipient of auth mail, and as few as the header allows for other mail.
 func (s *postmark) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	token, err := s.token()

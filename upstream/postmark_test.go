@@ -361,15 +361,35 @@ func TestCheckOfPostmark(t *testing.T) {
 	}
 }
 
-func TestASandboxServerOfPostmarkCapturesOnceItIsKnown(t *testing.T) {
+func TestASandboxServerOfPostmarkCapturesFromTheFirstMail(t *testing.T) {
 	s := upstreamtest.NewService(t, upstreamtest.ServiceOptions{}, func(r upstreamtest.Request) upstreamtest.Reply {
-		return upstreamtest.Reply{Body: `{"Name":"auth","DeliveryType":"Sandbox"}`}
+		if r.Method == "GET" {
+			return upstreamtest.Reply{Body: `{"Name":"auth","DeliveryType":"Sandbox"}`}
+		}
+		return postmarkHost(r)
 	})
 	u := open(t, postmarkConfig(t, s))
-	if _, err := u.(upstream.Checker).Check(t.Context()); err != nil {
-		t.Fatal(err)
+	if v := handOver(t, u, signIn("ann@example.org"), signInMail)[0]; v.Class != message.Accepted || !u.Traits().Captures {
+		t.Errorf("verdict %+v, captured: %v", v, u.Traits().Captures)
 	}
-	if !u.Traits().Captures {
-		t.Error("mail counts as delivered")
+	n := len(s.All())
+	if handOver(t, u, signIn("ann@example.org"), signInMail); len(s.All()) != n+1 {
+		t.Errorf("it was asked again: %d requests for the second mail", len(s.All())-n)
+	}
+}
+
+func TestAPostmarkServerThatDoesNotTellOfItselfGetsItsMailAllTheSame(t *testing.T) {
+	for _, silence := range []upstreamtest.Reply{{How: upstreamtest.Hang}, {How: upstreamtest.Drop}, {Status: 500}, {Status: 401, Body: `{"ErrorCode":10}`}} {
+		s := upstreamtest.NewService(t, upstreamtest.ServiceOptions{}, func(r upstreamtest.Request) upstreamtest.Reply {
+			if r.Method == "GET" {
+				return silence
+			}
+			return postmarkHost(r)
+		})
+		began := time.Now()
+		wantClasses(t, handOver(t, open(t, postmarkConfig(t, s)), signIn("ann@example.org"), signInMail), message.Accepted)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("%+v: the mail took %v", silence, took)
+		}
 	}
 }

@@ -160,7 +160,7 @@ func sesError(a answer, said sesSaid) string {
 // sesVerdict goes by the name of the error; words decide only where one name stands for two things.
 //
 //	TooManyRequestsException, Throttling(Exception), LimitExceededException   throttled     upstream
-//	MessageRejected "not verified", of a recipient                            permanent     message   in the sandbox; with an alarm
+//	MessageRejected "not verified", of recipients alone                       permanent     message   in the sandbox; with an alarm
 //	MessageRejected "not verified"                                            unauthorised  domain
 //	MessageRejected                                                           permanent     message
 //	MailFromDomainNotVerifiedException, NotFoundException                     unauthorised  domain    configuration set, tenant
@@ -202,16 +202,25 @@ func sesVerdict(a answer, to []string, now time.Time) message.Verdict {
 // sesRejected tells a message that SES does not like from identities that it does not know. In the sandbox recipients
 // have to be verified too; another upstream has no such rule.
 func sesRejected(a answer, said sesSaid, to []string) message.Verdict {
-	words := strings.ToLower(said.Message)
-	if !strings.Contains(words, "not verified") {
+	if !strings.Contains(strings.ToLower(said.Message), "not verified") {
 		return a.as(message.Permanent, message.ScopeMessage, "5.7.1", said.Message)
 	}
-	if slices.ContainsFunc(to, func(s string) bool { return strings.Contains(words, strings.ToLower(s)) }) {
+	if sesNamesOnly(to, said.Message) {
 		v := a.as(message.Permanent, message.ScopeMessage, "5.7.1", "the account is in the sandbox, and the recipient is not verified")
 		v.Alarm = "the SES account is in the sandbox: only verified recipients get mail"
 		return v
 	}
 	return a.as(message.Unauthorised, message.ScopeDomain, "5.7.1", said.Message)
+}
+
+// sesNamesOnly reports whether the addresses in words, one at least, are recipients all: a sender among them is not verified
+// either, and that has to be mended first.
+func sesNamesOnly(to []string, words string) bool {
+	named := strings.FieldsFunc(words, func(r rune) bool { return strings.ContainsRune(" ,;:<>\"", r) })
+	named = slices.DeleteFunc(named, func(s string) bool { return !strings.Contains(s, "@") })
+	return len(named) > 0 && !slices.ContainsFunc(named, func(n string) bool {
+		return !slices.ContainsFunc(to, func(r string) bool { return strings.EqualFold(n, r) })
+	})
 }
 
 // sesDenied reports whether an error is about who asks.
@@ -226,9 +235,10 @@ func sesDenied(name string) bool {
 }
 
 // sesUnauthorised is the verdict on a request whose signature or key is not taken. The clock is the likelier culprit
-// where it differs from the service's.
+// where it differs from the service's. Of the words the first line will do: what should have been signed follows.
 func sesUnauthorised(a answer, said sesSaid, now time.Time) message.Verdict {
-	v := a.as(message.Unauthorised, message.ScopeUpstream, "", said.Message)
+	words, _, _ := strings.Cut(said.Message, "\n")
+	v := a.as(message.Unauthorised, message.ScopeUpstream, "", words)
 	if theirs, err := http.ParseTime(a.header.Get("Date")); err == nil && now.Sub(theirs).Abs() >= sesClockSkew {
 		v.Alarm = fmt.Sprintf("the clock of this machine is off by %v: SES refuses signatures until it is set", now.Sub(theirs).Round(time.Second))
 		v.Text = v.Alarm + " (" + v.Text + ")"

@@ -106,6 +106,8 @@ func TestSESAnswersMeanWhatTheirNamesSay(t *testing.T) {
 		"the quota, as 400":               {sesSays(400, "LimitExceededException", "Daily message quota exceeded."), message.Throttled, message.ScopeUpstream, 15 * time.Minute, true},
 		"the sender is not verified":      {sesSays(400, "MessageRejected", "Email address is not verified. The following identities failed the check in region EU-CENTRAL-1: a@auth.example.com"), message.Unauthorised, message.ScopeDomain, 0, false},
 		"the recipient, in the sandbox":   {sesSays(400, "MessageRejected", "Email address is not verified. The following identities failed the check in region EU-CENTRAL-1: User@Example.net"), message.Permanent, message.ScopeMessage, 0, true},
+		"sender and recipient":            {sesSays(400, "MessageRejected", "Email address is not verified. The following identities failed the check in region EU-CENTRAL-1: a@auth.example.com, user@example.net"), message.Unauthorised, message.ScopeDomain, 0, false},
+		"a sender like the recipient":     {sesSays(400, "MessageRejected", "Email address is not verified. The following identities failed the check in region EU-CENTRAL-1: no-user@example.net"), message.Unauthorised, message.ScopeDomain, 0, false},
 		"a virus":                         {sesSays(400, "MessageRejected", "Resource violates policy"), message.Permanent, message.ScopeMessage, 0, false},
 		"the MAIL FROM domain":            {sesSays(400, "MailFromDomainNotVerifiedException", "?"), message.Unauthorised, message.ScopeDomain, 0, false},
 		"a configuration set":             {sesSays(404, "NotFoundException", "Configuration set <auth> does not exist."), message.Unauthorised, message.ScopeDomain, 0, false},

@@ -13,10 +13,11 @@ import (
 )
 
 const (
-	maxAuthReserve = 4                // slots kept for each auth lane, at most
-	recoverEvery   = 10 * time.Second // a lowered limit grows by one after so long
-	throttlePause  = time.Second      // verdicts of "too fast" this close to each other count as one
-	maxSlowdown    = 64               // a throttled pace is this part of the configured one, at least
+	maxAuthReserve = 4                      // slots kept for each auth lane, at most
+	recoverEvery   = 10 * time.Second       // a lowered limit grows by one after so long
+	throttlePause  = time.Second            // verdicts of "too fast" this close to each other count as one
+	maxSlowdown    = 64                     // a throttled pace is this part of the configured one, at least
+	patience       = 500 * time.Millisecond // what work beside gets to end once somebody waits for its slot
 )
 
 var errClosed = errors.New("the upstream is closed")
@@ -38,8 +39,15 @@ type slots struct {
 	pace        *rate.Limiter // nil for no limit
 	rate        rate.Limit    // as configured
 	next        *time.Timer   // when pace lets the next one in; nil where nobody waits for that
+	guests      map[*guest]bool
 	closed      bool
 	empty       chan struct{} // closed once closed and nothing is in use
+}
+
+// guest is work that holds a slot but hands over no mail.
+type guest struct {
+	cancel context.CancelFunc
+	leave  *time.Timer // runs once somebody waits
 }
 
 type waiter struct {
@@ -51,7 +59,7 @@ type waiter struct {
 // newSlots makes most slots, of which perSecond are given in a second; 0 for any number.
 func newSlots(most, perSecond int, lanes []LaneKind) *slots {
 	most = max(most, 1)
-	s := &slots{most: most, limit: most, used: map[string]int{}, empty: make(chan struct{})}
+	s := &slots{most: most, limit: most, used: map[string]int{}, guests: map[*guest]bool{}, empty: make(chan struct{})}
 	if perSecond > 0 {
 		s.rate = rate.Limit(perSecond)
 		s.pace = rate.NewLimiter(s.rate, 1)
@@ -76,7 +84,9 @@ func (s *slots) take(ctx context.Context, lane string) error {
 	}
 	queue := s.queue(lane)
 	*queue = append(*queue, w)
-	s.grant()
+	if s.grant(); !w.granted {
+		s.hurry()
+	}
 	s.mu.Unlock()
 	select {
 	case <-w.ready:
@@ -100,6 +110,46 @@ func (s *slots) try(lane string) bool {
 	s.inUse++
 	s.used[lane]++
 	return true
+}
+
+// visit is for who holds a slot without a mail for it: it returns a context that ends soon after somebody waits for a
+// slot, and what to call in place of give.
+func (s *slots) visit(ctx context.Context, lane string) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	g := &guest{cancel: cancel}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.guests[g] = true
+	if len(s.first)+len(s.rest) > 0 {
+		s.hurry()
+	}
+	return ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.guests, g)
+		if g.leave != nil {
+			g.leave.Stop()
+		}
+		cancel()
+		s.put(lane)
+	}
+}
+
+// hurry sends the guests away.
+func (s *slots) hurry() {
+	for g := range s.guests {
+		if g.leave == nil {
+			g.leave = time.AfterFunc(patience, g.cancel)
+		}
+	}
+}
+
+// room returns how many connections there may be now, and whether anybody waits for one.
+func (s *slots) room() (limit int, waiting bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.regain()
+	return s.limit, len(s.first)+len(s.rest) > 0
 }
 
 // leave takes back what w asked for, and what it was given meanwhile.
@@ -205,7 +255,8 @@ func (s *slots) lower(open int) bool {
 	return true
 }
 
-// throttled is called when the service says that mail comes too fast: half the slots, and half the pace, must do. Answers to hand-overs that were under way at the time say nothing new.
+// throttled is called when the service says that mail comes too fast: half the slots, and half the pace, must do. Answers to
+// hand-overs that were under way at the time say nothing new.
 func (s *slots) throttled() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -36,11 +36,14 @@ type smtpUpstream struct {
 	shut     context.CancelFunc
 	leaving  sync.WaitGroup // what is done beside: QUIT, NOOP, spares
 
-	mu     sync.Mutex
-	live   map[*smtpConn]bool // all that are logged in
-	pool   []*smtpConn        // those of them that wait for a mail
-	coming int                // spares that are being opened
-	closed bool               // Close has had its end: nothing is kept or quit politely
+	mu      sync.Mutex
+	live    map[*smtpConn]bool // all that are logged in
+	pool    []*smtpConn        // those of them that wait for a mail
+	making  int                // that are being opened for mail
+	coming  int                // spares that are being opened
+	ending  map[*smtpConn]bool // that were told QUIT
+	absence absence            // of spares
+	closed  bool               // Close has had its end: nothing is kept or quit politely
 }
 
 func newSMTP(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) (*smtpUpstream, error) {
@@ -59,6 +62,7 @@ func newSMTPOver(c *config.Upstream, hostname string, dial func(ctx context.Cont
 		slots:  newSlots(c.Connections, c.Rate, lanes),
 		chunks: newChunking(c.Chunking),
 		live:   map[*smtpConn]bool{},
+		ending: map[*smtpConn]bool{},
 	}
 	u.closing, u.shut = context.WithCancel(context.Background())
 	return u, nil
@@ -152,18 +156,19 @@ func (u *smtpUpstream) checkOut(ctx context.Context) (*smtpConn, error) {
 		if c == nil {
 			return u.connect(ctx)
 		}
-		if !c.spoken() {
+		if !c.stale() && !c.spoken() {
 			return c, nil
 		}
 		u.kill(c)
 	}
 }
 
-// pop takes the connection last used out of the pool; nil where there is none.
+// pop takes the connection last used out of the pool; nil where there is none, and the caller has to connect.
 func (u *smtpUpstream) pop() *smtpConn {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.pool) == 0 {
+		u.making++
 		return nil
 	}
 	c := u.pool[len(u.pool)-1]
@@ -173,8 +178,39 @@ func (u *smtpUpstream) pop() *smtpConn {
 	return c
 }
 
-// connect returns a new connection, logged in. Its error is *Paused, ctx's own, or errClosed.
+// connect returns a new connection for mail, logged in; it was counted as being made. Its error is *Paused, ctx's own,
+// or errClosed.
 func (u *smtpUpstream) connect(ctx context.Context) (*smtpConn, error) {
+	c, err := u.newConn(ctx)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.making--
+	if err == nil {
+		u.absence.barred = false
+	}
+	return c, err
+}
+
+// count returns how many connections the host may see. mu is held.
+func (u *smtpUpstream) count() int { return len(u.live) + u.making + u.coming + len(u.ending) }
+
+// makeRoom closes connections that wait for the answer to QUIT where one that is being made would be one too many.
+func (u *smtpUpstream) makeRoom() {
+	limit, _ := u.slots.room()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for c := range u.ending {
+		if u.count() <= limit {
+			return
+		}
+		c.tcp.Close()
+		delete(u.ending, c)
+	}
+}
+
+// newConn is connect for who counts for himself.
+func (u *smtpUpstream) newConn(ctx context.Context) (*smtpConn, error) {
+	u.makeRoom()
 	dialing, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
 	defer context.AfterFunc(u.closing, cancel)()
@@ -232,9 +268,23 @@ func (u *smtpUpstream) admit(c *smtpConn) bool {
 func (u *smtpUpstream) kill(c *smtpConn) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.end(c)
+}
+
+// end is kill with mu held.
+func (u *smtpUpstream) end(c *smtpConn) {
 	c.broken = true
 	c.tcp.Close()
 	delete(u.live, c)
+}
+
+// replace closes c and returns a new connection in its place, with connect's error.
+func (u *smtpUpstream) replace(ctx context.Context, c *smtpConn) (*smtpConn, error) {
+	u.mu.Lock()
+	u.end(c)
+	u.making++
+	u.mu.Unlock()
+	return u.connect(ctx)
 }
 
 // checkIn takes c back into the pool, or ends it where it is broken, old or not wanted any more.
@@ -249,6 +299,10 @@ func (u *smtpUpstream) checkIn(c *smtpConn) {
 		u.quit(c)
 		return
 	}
+	if c.mails > 0 || c.asked {
+		u.absence.fails = 0
+	}
+	c.restsSince = time.Now()
 	c.idle = time.AfterFunc(idleTime, func() { u.refresh(c) })
 	u.pool = append(u.pool, c)
 }
@@ -279,7 +333,13 @@ func (u *smtpUpstream) quit(c *smtpConn) {
 		c.tcp.Close()
 		return
 	}
-	u.leaving.Go(c.quit)
+	u.ending[c] = true
+	u.leaving.Go(func() {
+		c.quit()
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		delete(u.ending, c)
+	})
 }
 
 // Close implements Upstream. Its error is ctx's, where slots were still in use when it ended.
@@ -292,6 +352,7 @@ func (u *smtpUpstream) Close(ctx context.Context) error {
 		u.quit(c)
 	}
 	u.pool = nil
+	u.absence.forget()
 	u.mu.Unlock()
 
 	err := u.slots.drain(ctx)

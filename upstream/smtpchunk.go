@@ -1,59 +1,95 @@
 package upstream
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync"
 	"time"
 
 	"gatepost/message"
 )
 
-// A mail in one flight: MAIL, RCPT and the whole mail as one chunk (BDAT LAST, RFC 3030) leave together, so it is with
-// the host half a round trip after it is ready. What makes that safe is not self-evident: a host that refuses the
-// envelope has the chunk on its doorstep, and one that does not drop it would read somebody's mail as commands. So a host
-// is tried first with chunks of no consequence, and a connection on which anything of a flight was refused is closed.
+// A mail in one flight: MAIL, RCPT, the mail as one chunk and the end of it (BDAT, RFC 3030) leave together, so it is with
+// the host half a round trip after it is ready. The end is a chunk of its own, of nothing: some hosts take what they have
+// for the whole mail where a connection breaks within the last chunk, and before the commit there is none.
+//
+// What makes a flight safe is not self-evident: a host that refuses the envelope has the mail on its doorstep, and one that
+// does not drop it would read it as commands. So a host is tried first with chunks of no consequence, and a connection on
+// which anything of a flight was refused is closed.
 
 const (
-	maxChunk  = 64 << 10 // octets of a mail that goes in one flight; a larger one would fill windows for nothing
-	probeTime = 10 * time.Second
+	maxChunk   = 64 << 10 // octets of a mail that goes in one flight; a larger one would fill windows for nothing
+	lastChunk  = "BDAT 0 LAST\r\n"
+	probeTime  = 10 * time.Second
+	probeAgain = 10 * time.Minute // after a probe that told nothing, at least
+	maxOffers  = 8                // a host that shows more faces than these gets no further probes
 )
 
 // distrust is how long a host gets no flights after one whose fate is not known because the connection broke: it would
 // have told before the mail was on its way otherwise.
 const distrust = 10 * time.Minute
 
-// chunking is what is known of how a host takes chunks.
+// chunking is what is known of how a host takes chunks. One that offers something else than before (another program, or
+// another machine behind the same name) is another host.
 type chunking struct {
-	mu    sync.Mutex
-	known bool // or being found out
-	safe  bool
-	until time.Time // of the distrust; zero for none
+	setting string
+
+	mu      sync.Mutex
+	safe    map[string]bool // by what the host offers
+	probing bool
+	next    time.Time // no probe before
+	until   time.Time // of the distrust; zero for none
 }
 
-// ask reports whether somebody has to find out, and leaves that to the caller.
-func (k *chunking) ask() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	was := k.known
-	k.known = true
-	return !was
+// newChunking starts from what the config says of the host.
+func newChunking(setting string) *chunking {
+	return &chunking{setting: setting, safe: map[string]bool{}}
 }
 
-func (k *chunking) learn(known, safe bool) {
+// ask reports whether somebody has to find out about the host that offers this, and leaves that to the caller.
+func (k *chunking) ask(offer string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.known, k.safe = known, safe
+	_, known := k.safe[offer]
+	if known || k.fixed() || k.probing || len(k.safe) >= maxOffers || time.Now().Before(k.next) {
+		return false
+	}
+	k.probing = true
+	return true
 }
 
-func (k *chunking) isSafe() bool {
+// fixed reports whether the config says how the host takes chunks.
+func (k *chunking) fixed() bool { return k.setting == "always" || k.setting == "never" }
+
+// found ends what ask began.
+func (k *chunking) found(offer string, known, safe bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.safe && !time.Now().Before(k.until)
+	k.probing = false
+	if known {
+		k.safe[offer] = safe
+	} else {
+		k.next = time.Now().Add(probeAgain)
+	}
+}
+
+// refused notes that the host takes no chunks, whatever was found or configured.
+func (k *chunking) refused(offer string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.safe) >= maxOffers {
+		clear(k.safe)
+	}
+	k.safe[offer] = false
+}
+
+func (k *chunking) isSafe(offer string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	safe, known := k.safe[offer]
+	return (safe || !known && k.setting == "always") && !time.Now().Before(k.until)
 }
 
 // broke notes that a connection broke in mid-flight.
@@ -63,29 +99,22 @@ func (k *chunking) broke() {
 	k.until = time.Now().Add(distrust)
 }
 
-// newChunking starts from what the config says of the host.
-func newChunking(setting string) *chunking {
-	return &chunking{known: setting == "always" || setting == "never", safe: setting == "always"}
-}
-
 // oneFlight reports whether c offers what a mail in one flight needs.
 func (c *smtpConn) oneFlight() bool { return c.offers("PIPELINING") && c.offers("CHUNKING") }
 
-// refusedChunks are two chunks that a host has to refuse, one outside a transaction and one without a recipient. What is
-// in them is a command that does nothing. A host that drops them, as it must, gives four more replies and the one to QUIT.
-var refusedChunks = []string{"BDAT 6 LAST", "RSET", "MAIL FROM:<>", "BDAT 6 LAST", "RSET", "QUIT"}
-
-// probe finds out on c, which ends with it, whether the host drops what it refuses. Whatever is not as it must be counts
-// against it; known is false where the connection broke, so that another may tell.
+// probe finds out on c, which ends with it, whether the host drops what it refuses: a chunk outside a transaction, and a
+// flight that nobody is to get. What is in them is a command that does nothing. Whatever is not as it must be counts against
+// the host; known is false where the connection broke, so that another may tell.
 func (c *smtpConn) probe() (known, safe bool) {
-	for _, line := range refusedChunks {
-		c.bw.WriteString(line + "\r\n")
+	const chunk = "RSET\r\n"
+	for _, s := range []string{"BDAT 6 LAST\r\n", chunk, c.sender, "\r\nBDAT 6\r\n", chunk, lastChunk, "QUIT\r\n"} {
+		c.bw.WriteString(s)
 	}
 	if c.bw.Flush() != nil {
 		return false, false
 	}
-	var codes []int
-	for len(codes) < len(refusedChunks) {
+	var codes []int // of the chunk, MAIL, the flight's two chunks and QUIT; more where a chunk was read as commands
+	for len(codes) <= 5 {
 		r, err := readReply(c.br)
 		if err != nil {
 			return false, false
@@ -95,22 +124,21 @@ func (c *smtpConn) probe() (known, safe bool) {
 			break
 		}
 	}
-	// 5yz for the first chunk, anything for MAIL, 5yz for the second, 221.
-	return true, len(codes) == 4 && codes[0] >= 4 && codes[2] >= 4 && codes[3] == 2
+	return true, len(codes) == 5 && codes[0] >= 4 && codes[1] == 2 && codes[3] >= 4 && codes[4] == 2
 }
 
-// findOut probes the host on c, while the caller's slot is held, and ends c.
-func (u *smtpUpstream) findOut(c *smtpConn) {
-	ctx, cancel := context.WithTimeout(u.closing, probeTime)
+// findOut probes the host on c, while ctx lasts and the caller's slot is held, and ends c.
+func (u *smtpUpstream) findOut(ctx context.Context, c *smtpConn) {
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	stop := c.until(ctx)
 	known, safe := c.probe()
 	stop()
-	u.chunks.learn(known, safe)
+	u.chunks.found(c.offer, known, safe)
 	u.kill(c)
 }
 
-// sendChunk sends the envelope of m and all of its chunk but the last octet, which is an LF.
+// sendChunk sends the envelope of m and all of it, but not the last chunk.
 func (c *smtpConn) sendChunk(m *mail) ([]command, error) {
 	cmds := c.commands(m)
 	cmds = cmds[:len(cmds)-1] // DATA
@@ -118,25 +146,16 @@ func (c *smtpConn) sendChunk(m *mail) ([]command, error) {
 		c.bw.WriteString(cmd.line)
 		c.bw.WriteString("\r\n")
 	}
-	fmt.Fprintf(c.bw, "BDAT %d LAST\r\n", m.size)
-	writeAllButLF(c.bw, m.wire)
+	fmt.Fprintf(c.bw, "BDAT %d\r\n", m.size)
+	left := m.size
+	for _, b := range m.wire {
+		c.bw.Write(b)
+		left -= int64(len(b))
+	}
+	if left > 0 {
+		c.bw.WriteString("\r\n")
+	}
 	return cmds, c.bw.Flush()
-}
-
-// writeAllButLF writes wire, ended by a CRLF, without its last LF.
-func writeAllButLF(w *bufio.Writer, wire net.Buffers) {
-	last := len(wire) - 1
-	for last >= 0 && len(wire[last]) == 0 {
-		last--
-	}
-	for i, b := range wire[:last+1] {
-		if i == last && b[len(b)-1] == '\n' {
-			w.Write(b[:len(b)-1])
-			return
-		}
-		w.Write(b)
-	}
-	w.WriteString("\r")
 }
 
 // chunk hands m over in one flight. again is true where the host has shown that it takes no chunks after all: it has not
@@ -159,7 +178,7 @@ func (s *smtpSlot) chunk(ctx context.Context, m *mail, commit func() error) (vs 
 	if commit() != nil {
 		return nil, false
 	}
-	if n, err := c.conn.Write([]byte("\n")); err != nil && n == 0 {
+	if n, err := io.WriteString(c.conn, lastChunk); err != nil && n == 0 {
 		m.fail(lost(stopped(ctx, c.failed("end of the mail", err))))
 		return m.verdicts, false
 	}
@@ -169,6 +188,9 @@ func (s *smtpSlot) chunk(ctx context.Context, m *mail, commit func() error) (vs 
 				return nil, true
 			}
 			m.fail(s.afterCommit(ctx, err))
+			return m.verdicts, false
+		}
+		if m.open == 0 {
 			return m.verdicts, false
 		}
 	}
@@ -182,7 +204,7 @@ func (s *smtpSlot) wasIdle(m *mail, err error) bool {
 	return told && s.conn.reused && !m.heard
 }
 
-// beforeCommit is how a flight ends that broke before its last octet: a kept connection may have been closed by the host,
+// beforeCommit is how a flight ends that broke before its last chunk: a kept connection may have been closed by the host,
 // and what it did not answer goes over a new one.
 func (s *smtpSlot) beforeCommit(ctx context.Context, m *mail, err error) (vs []message.Verdict, again bool) {
 	if s.conn.reused && ctx.Err() == nil {
@@ -205,29 +227,43 @@ func (s *smtpSlot) afterCommit(ctx context.Context, err error) message.Verdict {
 	return upstreamDown(message.Unknown, stopped(ctx, err).Error())
 }
 
-// chunkAnswer reads what the host makes of the chunk of m, whose envelope was answered.
-func (s *smtpSlot) chunkAnswer(ctx context.Context, m *mail) (vs []message.Verdict, again bool) {
-	if m.open == 0 {
-		return m.verdicts, false
-	}
-	c := s.conn
+// chunkReply reads the replies to the two chunks and returns the one that counts.
+func (c *smtpConn) chunkReply() (smtpReply, error) {
 	r, err := readReply(c.br)
+	if err != nil {
+		return r, err
+	}
+	last, err := readReply(c.br)
+	switch {
+	case r.class() == 2:
+		r = last
+	case err == nil && last.class() == 2:
+		return r, fmt.Errorf("malformed reply: the mail was refused (%d), but its end was taken", r.code)
+	default:
+		err = nil // a host may leave after its refusal
+	}
 	if err == nil && r.class() == 3 {
 		err = fmt.Errorf("malformed reply: code %d is no answer to this", r.code)
 	}
+	return r, err
+}
+
+// chunkAnswer reads what the host makes of the chunks of m, whose envelope was answered.
+func (s *smtpSlot) chunkAnswer(ctx context.Context, m *mail) (vs []message.Verdict, again bool) {
+	c := s.conn
+	r, err := c.chunkReply()
 	switch {
 	case err != nil:
 		m.fail(s.afterCommit(ctx, c.failed("answer to the mail", err)))
 	case r.class() == 2:
-		c.broken = m.refused()
+		c.broken = m.refused() || c.br.Buffered() > 0
 		c.dirty = false
 		c.mails++
-		v := r.verdict()
-		v.Class, v.ProviderID = message.Accepted, providerID(v.Text)
-		m.fail(v)
+		c.sender = c.mailCommand(m)
+		m.fail(accepted(r))
 	case r.code == 500 || r.code == 502 || r.code == 503 || r.code == 504:
 		// The envelope was good, so it is the command that the host does not take.
-		s.upstream.chunks.learn(true, false)
+		s.upstream.chunks.refused(c.offer)
 		if err := s.reconnect(ctx); err != nil {
 			m.fail(lost(stopped(ctx, err)))
 			return m.verdicts, false

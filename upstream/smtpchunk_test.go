@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"gatepost/config"
@@ -77,7 +78,7 @@ func TestAHostIsTriedWithChunksOfNoConsequenceFirst(t *testing.T) {
 		steps := h.Steps()
 		return steps[len(steps)-1].Verb == upstreamtest.Dot && steps[len(steps)-2].Verb == "BDAT"
 	})
-	if got, want := verbsOf(h, 1), "MAIL RCPT DATA BODY DOT BDAT MAIL BDAT QUIT"; strings.Join(got, " ") != want {
+	if got, want := verbsOf(h, 1), "MAIL RCPT DATA BODY DOT BDAT MAIL BDAT BDAT QUIT"; strings.Join(got, " ") != want {
 		t.Errorf("on the first connection %v, want %s", got, want)
 	}
 	for i, m := range h.Messages() {
@@ -119,13 +120,39 @@ func TestAHostThatReadsWhatItRefusedNeverGetsAMailInOneFlight(t *testing.T) {
 	}
 }
 
-func TestAProbeThatBreaksTellsNothingAndIsMadeAgain(t *testing.T) {
-	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "probe")
-	h.Reply("BDAT", upstreamtest.Drop)
-	waitFor(t, "a mail in one flight", func() bool {
+func TestAProbeThatBreaksTellsNothingAndIsMadeAgainMuchLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, u := warmBubble(t, 1, upstreamtest.HostOptions{Chunking: true}, authLane)
+		h.Reply("BDAT", upstreamtest.Drop)
+		for range 20 {
+			wantClasses(t, send(t, u, envelope()), message.Accepted)
+			synctest.Wait()
+		}
+		if n := count(h, "BDAT"); n != 1 {
+			t.Errorf("%d chunks after 20 mails, want only the one that broke", n)
+		}
+		time.Sleep(10 * time.Minute)
 		wantClasses(t, send(t, u, envelope()), message.Accepted)
-		steps := h.Steps()
-		return steps[len(steps)-2].Verb == "BDAT"
+		synctest.Wait()
+		h.Reply("RCPT", "550 5.1.1 no") // in one flight
+		wantClasses(t, send(t, u, envelope()), message.Permanent)
+		if n := count(h, "BDAT"); n < 5 {
+			t.Errorf("%d chunks, want a probe and a flight", n)
+		}
+	})
+}
+
+func TestAHangingProbeGivesWayToAMail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, u := warmBubble(t, 1, upstreamtest.HostOptions{Chunking: true}, authLane)
+		h.Reply("BDAT", upstreamtest.Hang)
+		wantClasses(t, send(t, u, envelope()), message.Accepted)
+		synctest.Wait()
+		start := time.Now()
+		wantClasses(t, send(t, u, envelope()), message.Accepted)
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("the mail waited for %v", took)
+		}
 	})
 }
 
@@ -230,7 +257,7 @@ func TestALargeMailGoesInTwoFlights(t *testing.T) {
 		wantClasses(t, slot.Send(t.Context(), envelope(), net.Buffers{[]byte(strings.Repeat("x", octets-2) + "\r\n")}, commit), message.Accepted)
 		slot.Release()
 	}
-	if got, want := verbsOf(h, 1), "MAIL RCPT BDAT DOT MAIL RCPT DATA BODY DOT"; strings.Join(got, " ") != want {
+	if got, want := verbsOf(h, 1), "MAIL RCPT BDAT BDAT DOT MAIL RCPT DATA BODY DOT"; strings.Join(got, " ") != want {
 		t.Errorf("%v, want %s", got, want)
 	}
 }
@@ -259,12 +286,11 @@ func flightHost(t *testing.T, answer func(c net.Conn)) (addr string, flights <-c
 			line, err := r.ReadString('\n')
 			flight.WriteString(line)
 			var n int
-			if _, e := fmt.Sscanf(line, "BDAT %d LAST", &n); e == nil {
-				io.CopyN(&flight, r, int64(n-1))
-				seen <- flight.String() // all but the last octet
-				flight.Reset()
-				io.CopyN(&flight, r, 1)
-				seen <- flight.String()
+			if _, e := fmt.Sscanf(line, "BDAT %d", &n); e == nil {
+				io.CopyN(&flight, r, int64(n))
+				seen <- flight.String() // all but the last chunk
+				last, _ := r.ReadString('\n')
+				seen <- last
 				answer(c)
 				return
 			}
@@ -280,9 +306,9 @@ func flightUpstream(t *testing.T, addr string) upstream.Upstream {
 	return open(t, &config.Upstream{Name: "sink", Type: "smtp", Address: addr, Host: "127.0.0.1", TLS: "none", Connections: 1, Chunking: "always"})
 }
 
-func TestAllButTheLastOctetIsThereBeforeAnyReplyAndThatWaitsForTheCommit(t *testing.T) {
+func TestAllButTheLastChunkIsThereBeforeAnyReplyAndThatWaitsForTheCommit(t *testing.T) {
 	addr, flights := flightHost(t, func(c net.Conn) {
-		for _, b := range []byte("250 a\r\n250-b\r\n250 b\r\n250 2.0.0 Ok: queued as X1\r\n") {
+		for _, b := range []byte("250 a\r\n250-b\r\n250 b\r\n250 chunk\r\n250 2.0.0 Ok: queued as X1\r\n") {
 			c.Write([]byte{b})
 		}
 	})
@@ -291,7 +317,7 @@ func TestAllButTheLastOctetIsThereBeforeAnyReplyAndThatWaitsForTheCommit(t *test
 	defer slot.Release()
 	durable := false
 	vs := slot.Send(t.Context(), envelope(), net.Buffers{text}, func() error {
-		want := "MAIL FROM:<no-reply@auth.example.com>\r\nRCPT TO:<user@example.net>\r\nBDAT 25 LAST\r\n" + string(text[:len(text)-1])
+		want := "MAIL FROM:<no-reply@auth.example.com>\r\nRCPT TO:<user@example.net>\r\nBDAT 25\r\n" + string(text)
 		if got := <-flights; got != want {
 			t.Errorf("before the commit came\n%q\nwant\n%q", got, want)
 		}
@@ -348,10 +374,10 @@ func TestASilentHostAfterTheFlightIsUnknownAtOurDeadline(t *testing.T) {
 	wantClasses(t, slot.Send(ctx, envelope(), net.Buffers{text}, commit), message.Unknown)
 }
 
-// FuzzFlight lets a host answer a flight with anything. Whatever that is, a mail is accepted only where the last of three
+// FuzzFlight lets a host answer a flight with anything. Whatever that is, a mail is accepted only where the last of four
 // replies says so, and nothing hangs.
 func FuzzFlight(f *testing.F) {
-	for _, s := range []string{"250 a\r\n250 b\r\n250 c\r\n", "250 a\r\n550 b\r\n554 c\r\n", "250-a\r\n250 a\r\n250 b\r\n421 c\r\n", "421 bye\r\n", "250 a\r\n250 b\r\n250 c\r\n250 d\r\n", "\r\n"} {
+	for _, s := range []string{"250 a\r\n250 b\r\n250 c\r\n250 d\r\n", "250 a\r\n550 b\r\n554 c\r\n", "250-a\r\n250 a\r\n250 b\r\n421 c\r\n", "421 bye\r\n", "250 a\r\n250 b\r\n552 c\r\n250 d\r\n", "250 a\r\n250 b\r\n250 c\r\n250 d\r\n250 e\r\n", "\r\n"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, replies []byte) {
@@ -364,8 +390,70 @@ func FuzzFlight(f *testing.F) {
 			t.Fatalf("verdicts %+v", vs)
 		}
 		lines := strings.Split(string(replies), "\n")
-		if vs[0].Class == message.Accepted && (len(lines) < 4 || slices.ContainsFunc(lines[:3], func(l string) bool { return !strings.HasPrefix(l, "2") })) {
+		if vs[0].Class == message.Accepted && (len(lines) < 5 || slices.ContainsFunc(lines[:4], func(l string) bool { return !strings.HasPrefix(l, "2") })) {
 			t.Errorf("accepted on %q", replies)
 		}
 	})
+}
+
+func TestAHostThatOffersSomethingElseIsTriedAgain(t *testing.T) {
+	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "probe")
+	waitFor(t, "a mail in one flight", func() bool {
+		wantClasses(t, send(t, u, envelope()), message.Accepted)
+		steps := h.Steps()
+		return steps[len(steps)-2].Verb == "BDAT"
+	})
+	h.DropConnections()
+	before := h.Accepted()
+	h.Reply("EHLO", "250-test host\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-SIZE 26214400\r\n250 CHUNKING")
+	waitFor(t, "the end of the connection", func() bool { return h.Connections() == 0 })
+	wantClasses(t, send(t, u, envelope()), message.Accepted)
+	if got, want := strings.Join(verbsOf(h, before+1)[:5], " "), "MAIL RCPT DATA BODY DOT"; got != want {
+		t.Errorf("to another host behind the name %v, want %s", got, want)
+	}
+}
+
+func TestARefusalOfTheSenderIsKnownThoughTheHostSaysNothingMore(t *testing.T) {
+	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "always")
+	h.Reply("MAIL", "550 5.7.1 no")
+	h.Reply("RCPT", upstreamtest.Hang)
+	start := time.Now()
+	wantClasses(t, send(t, u, envelope()), message.Permanent)
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("after %v", took)
+	}
+}
+
+func TestManyRecipientsGoInTwoFlightsThatNeitherSideBlocksOn(t *testing.T) {
+	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "always")
+	var to []string
+	for i := range 500 {
+		to = append(to, fmt.Sprintf("somebody-with-a-name-%d@example.net", i))
+	}
+	slot := reserve(t, u)
+	defer slot.Release()
+	slot.Send(t.Context(), envelope(to...), net.Buffers{text}, commit)
+	if slices.Contains(h.Verbs(), "BDAT") || len(h.Messages()) != 1 {
+		t.Errorf("%d mails, by BDAT: %v", len(h.Messages()), slices.Contains(h.Verbs(), "BDAT"))
+	}
+}
+
+func TestWhatAHostSaysUnaskedIsNoAnswerToTheNextMail(t *testing.T) {
+	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "always")
+	slot := reserve(t, u)
+	defer slot.Release()
+	h.Reply(upstreamtest.Dot, "250 2.0.0 taken\r\n250 2.0.0 and one more")
+	wantClasses(t, slot.Send(t.Context(), envelope(), net.Buffers{text}, commit), message.Accepted)
+	waitFor(t, "the end of the connection", func() bool {
+		wantClasses(t, slot.Send(t.Context(), envelope(), net.Buffers{text}, commit), message.Accepted)
+		return h.Accepted() == 2
+	})
+	h.Reply("BDAT", "452 4.3.1 full")
+	wantClasses(t, slot.Send(t.Context(), envelope(), net.Buffers{text}, commit), message.Temporary)
+}
+
+func TestAMailWhoseEndIsTakenThoughItWasRefusedIsUnknown(t *testing.T) {
+	h, u := newChunkPair(t, upstreamtest.HostOptions{}, "always")
+	h.Reply("BDAT", "552 5.3.4 too big", "250 2.0.0 taken")
+	wantClasses(t, send(t, u, envelope()), message.Unknown)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,6 +40,10 @@ type smtpConn struct {
 	dirty      bool        // a transaction was refused: RSET comes first
 	broken     bool        // only fit to be closed
 	idle       *time.Timer // closes it while it waits in the pool
+	restsSince time.Time   // when it came into the pool
+	sender     string      // the command MAIL of the last mail that the host took
+	asked      bool        // has answered NOOP
+	offer      string      // all that the host offers
 }
 
 func newSMTPConn(tcp net.Conn, host string) *smtpConn {
@@ -129,6 +134,7 @@ func (c *smtpConn) hello(hostname string) error {
 // learn takes in the keywords of an EHLO reply.
 func (c *smtpConn) learn(lines []string) {
 	c.extensions = map[string]string{}
+	c.offer = strings.Join(slices.Sorted(slices.Values(lines)), "\n")
 	for _, l := range lines {
 		keyword, params, _ := strings.Cut(strings.TrimSpace(l), " ")
 		c.extensions[strings.ToUpper(keyword)] = params
@@ -199,6 +205,13 @@ func (c *smtpConn) startTLS(cfg *config.Upstream, t *tls.Config) error {
 // paused is the error of a step that ended without a reply.
 func (c *smtpConn) paused(step string, err error) *Paused {
 	return &Paused{Verdict: upstreamDown(message.Temporary, fmt.Sprintf("%s: %s: %v", c.host, step, cause(err)))}
+}
+
+// stale reports whether c has waited for longer than timers say: the machine was asleep, and the host may have hung up
+// without a word that arrived.
+func (c *smtpConn) stale() bool {
+	slept := time.Now().Round(0).Sub(c.restsSince.Round(0))
+	return slept > 2*idleTime || slept < 0
 }
 
 // spoken reports whether the host has closed the connection or said something that nobody asked for, such as a 421

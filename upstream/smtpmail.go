@@ -112,7 +112,7 @@ func (c *smtpConn) commands(m *mail) []command {
 	if c.dirty {
 		cmds = append(cmds, command{verb: "RSET", line: "RSET"})
 	}
-	cmds = append(cmds, command{verb: "MAIL", line: "MAIL FROM:" + m.from + c.mailParams(m)})
+	cmds = append(cmds, command{verb: "MAIL", line: c.mailCommand(m)})
 	for i, to := range m.to {
 		if m.verdicts[i].Class == "" {
 			cmds = append(cmds, command{verb: "RCPT", line: "RCPT TO:" + to, recipient: i})
@@ -120,6 +120,16 @@ func (c *smtpConn) commands(m *mail) []command {
 	}
 	return append(cmds, command{verb: "DATA", line: "DATA"})
 }
+
+// octetsOf returns what cmds take on the wire.
+func octetsOf(cmds []command) (n int) {
+	for _, cmd := range cmds {
+		n += len(cmd.line) + len("\r\n")
+	}
+	return n
+}
+
+func (c *smtpConn) mailCommand(m *mail) string { return "MAIL FROM:" + m.from + c.mailParams(m) }
 
 // mailParams returns those parameters of MAIL that the host offers and the mail needs.
 func (c *smtpConn) mailParams(m *mail) string {

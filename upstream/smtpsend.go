@@ -28,16 +28,30 @@ func (s *smtpSlot) Local() string { return s.conn.local() }
 // Release implements Slot. The first connection to a host that offers chunks ends with a probe of how it takes them.
 func (s *smtpSlot) Release() {
 	u := s.upstream
-	if c := s.conn; !c.broken && c.mails > 0 && c.oneFlight() && u.chunks.ask() && u.beside(func() {
-		u.findOut(c)
-		u.slots.give(s.lane)
-		u.warm()
-	}) {
+	if s.probe() {
 		return
 	}
 	u.checkIn(s.conn)
 	u.slots.give(s.lane)
 	u.warm()
+}
+
+// probe begins to find out how the host takes chunks, where that is not known and nobody waits for the slot. The slot is
+// the probe's then.
+func (s *smtpSlot) probe() bool {
+	u, c := s.upstream, s.conn
+	if c.broken || c.dirty || c.sender == "" || !c.oneFlight() {
+		return false
+	}
+	if _, waiting := u.slots.room(); waiting || !u.chunks.ask(c.offer) {
+		return false
+	}
+	return u.beside(func() {
+		ctx, give := u.slots.visit(u.closing, s.lane)
+		u.findOut(ctx, c)
+		give()
+		u.warm()
+	})
 }
 
 // Send implements Slot. A small mail goes in one flight where the host is known to take that; others take two: the
@@ -62,12 +76,25 @@ func (s *smtpSlot) send(ctx context.Context, e message.Envelope, wire net.Buffer
 			s.upstream.kill(s.conn)
 		}
 	}()
-	if m.size <= maxChunk && s.conn.oneFlight() && s.upstream.chunks.isSafe() {
+	// What a kept connection says unasked is no answer to this mail.
+	if s.conn.reused && !s.conn.broken && s.conn.spoken() {
+		if err := s.reconnect(ctx); err != nil {
+			m.fail(lost(stopped(ctx, err)))
+			return m.verdicts
+		}
+	}
+	if s.flies(m) {
 		if vs, again := s.chunk(ctx, m, commit); !again {
 			return vs
 		}
 	}
 	return s.twoFlights(ctx, m, commit)
+}
+
+// flies reports whether m goes in one flight.
+func (s *smtpSlot) flies(m *mail) bool {
+	c := s.conn
+	return m.size > 0 && m.size <= maxChunk && c.oneFlight() && s.upstream.chunks.isSafe(c.offer) && octetsOf(c.commands(m)) <= maxBurst
 }
 
 // twoFlights sends the envelope and, once that was answered, the mail.
@@ -102,8 +129,7 @@ func (s *smtpSlot) envelope(ctx context.Context, m *mail) error {
 
 // reconnect replaces the connection by a new one, which must offer the same.
 func (s *smtpSlot) reconnect(ctx context.Context) error {
-	s.upstream.kill(s.conn)
-	c, err := s.upstream.connect(ctx)
+	c, err := s.upstream.replace(ctx, s.conn)
 	if err != nil {
 		return err
 	}
@@ -132,7 +158,11 @@ func (s *smtpSlot) data(ctx context.Context, m *mail, commit func() error) []mes
 	if commit() != nil {
 		return nil
 	}
-	m.fail(c.finish(ctx))
+	v := c.finish(ctx)
+	if v.Class == message.Accepted {
+		c.sender = c.mailCommand(m)
+	}
+	m.fail(v)
 	return m.verdicts
 }
 
@@ -153,12 +183,17 @@ func (c *smtpConn) finish(ctx context.Context) message.Verdict {
 	if err != nil {
 		return upstreamDown(message.Unknown, stopped(ctx, c.failed("answer to the final dot", err)).Error())
 	}
-	c.broken = r.code == 421
+	c.broken = r.code == 421 || c.br.Buffered() > 0
 	c.mails++
 	if r.class() != 2 {
 		c.dirty = true
 		return classify(stageDot, r)
 	}
+	return accepted(r)
+}
+
+// accepted is the verdict on a mail that the host took with r.
+func accepted(r smtpReply) message.Verdict {
 	v := r.verdict()
 	v.Class, v.ProviderID = message.Accepted, providerID(v.Text)
 	return v

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -117,7 +119,7 @@ func TestAHostThatIsGoneIsNotAskedForSparesAgainAndAgain(t *testing.T) {
 		h.DropConnections()
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if n := h.Accepted(); n > 5 {
+		if n := h.Accepted(); n > 12 {
 			t.Errorf("%d connections in an hour, though nobody had mail", n)
 		}
 	})
@@ -153,4 +155,127 @@ func TestTheNumberOfConnectionsNeverExceedsWhatIsConfigured(t *testing.T) {
 			t.Error("no mail went in one flight")
 		}
 	})
+}
+
+func TestATimerThatEndsAsAMailComesHarmsNobody(t *testing.T) {
+	for _, lane := range []upstream.LaneKind{authLane, bulkLane} {
+		for range 200 {
+			synctest.Test(t, func(t *testing.T) {
+				_, u := warmBubble(t, 1, upstreamtest.HostOptions{}, lane)
+				wantClasses(t, send(t, u, envelope()), message.Accepted)
+				time.Sleep(upstream.IdleTime) // the timer and this goroutine wake together
+				wantClasses(t, send(t, u, envelope()), message.Accepted)
+			})
+		}
+	}
+}
+
+func TestASpareThatCannotLogInLocksNoAccount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, u := warmBubble(t, 4, upstreamtest.HostOptions{}, authLane)
+		slot := reserve(t, u)
+		synctest.Wait()
+		h.Script(func(s upstreamtest.Step) upstreamtest.Action {
+			if s.Verb == "EHLO" {
+				return upstreamtest.Action{Reply: "535 5.7.8 wrong password"}
+			}
+			return upstreamtest.Action{}
+		})
+		defer reserve(t, u).Release()
+		for range upstream.MaxMails - 1 { // the connection that is logged in already goes on
+			wantClasses(t, slot.Send(t.Context(), envelope(), net.Buffers{text}, commit), message.Accepted)
+			slot.Release()
+			slot = reserve(t, u)
+			if time.Sleep(100 * time.Millisecond); h.Accepted() > 3 {
+				t.Fatalf("%d logins", h.Accepted())
+			}
+		}
+		slot.Release()
+	})
+}
+
+func TestAMailWaitsForNoSpareThatHangs(t *testing.T) {
+	for _, verb := range []string{"NOOP", upstreamtest.Greeting} {
+		synctest.Test(t, func(t *testing.T) {
+			h, u := warmBubble(t, 1, upstreamtest.HostOptions{}, authLane)
+			wantClasses(t, send(t, u, envelope()), message.Accepted)
+			h.Reply("NOOP", upstreamtest.Hang)
+			if verb == upstreamtest.Greeting {
+				h.DropConnections()
+				h.Reply(upstreamtest.Greeting, upstreamtest.Hang)
+			}
+			time.Sleep(upstream.IdleTime + time.Millisecond)
+			synctest.Wait()
+			start := time.Now()
+			wantClasses(t, send(t, u, envelope()), message.Accepted)
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("%s: the mail waited for %v", verb, took)
+			}
+		})
+	}
+}
+
+// counted counts itself as open from its making until it is closed on our side.
+type counted struct {
+	net.Conn
+	open *atomic.Int32
+	once sync.Once
+}
+
+func (c *counted) Close() error {
+	c.once.Do(func() { c.open.Add(-1) })
+	return c.Conn.Close()
+}
+
+func TestNeitherSparesNorReplacementsExceedTheConnections(t *testing.T) {
+	second := upstream.LaneKind{Lane: "auth2", Kind: message.Auth}
+	for most := 1; most <= 4; most++ {
+		synctest.Test(t, func(t *testing.T) {
+			h := upstreamtest.NewHost(t, upstreamtest.HostOptions{NoListen: true, Chunking: true})
+			var now, peak atomic.Int32
+			dial := func(context.Context) (net.Conn, error) {
+				n := now.Add(1)
+				for p := peak.Load(); n > p && !peak.CompareAndSwap(p, n); p = peak.Load() {
+				}
+				return &counted{Conn: h.Pipe(), open: &now}, nil
+			}
+			c := &config.Upstream{Name: "sink", Type: "smtp", Address: "pipe:25", TLS: "none", Connections: most}
+			u, err := upstream.NewSMTPOver(c, "gw.example.com", dial, []upstream.LaneKind{authLane, second, bulkLane})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.Script(func(s upstreamtest.Step) upstreamtest.Action {
+				switch s.Verb {
+				case "QUIT", "EHLO", "NOOP", upstreamtest.Dot:
+					return upstreamtest.Action{Delay: 50 * time.Millisecond}
+				}
+				return upstreamtest.Action{}
+			})
+			var mails sync.WaitGroup
+			for i := range 1500 {
+				mails.Go(func() {
+					slot, err := u.Reserve(t.Context(), []string{"auth", "marketing", "auth2"}[i%3])
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					slot.Send(t.Context(), envelope(), net.Buffers{text}, commit)
+					slot.Release()
+				})
+				time.Sleep(time.Duration(i*i%97) * time.Duration(1+i/300) * 4 * time.Millisecond)
+			}
+			mails.Wait()
+			time.Sleep(20 * time.Minute)
+			if n := int(peak.Load()); n > most {
+				t.Errorf("%d connections at once, want at most %d", n, most)
+			}
+			if n := len(h.Messages()); n != 1500 {
+				t.Errorf("%d mails arrived, want 1500", n)
+			}
+			closeNow(t, u)
+			if n := now.Load(); n != 0 {
+				t.Errorf("%d connections are left open", n)
+			}
+		})
+	}
 }

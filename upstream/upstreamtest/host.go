@@ -157,8 +157,58 @@ func (h *Host) DropConnections() {
 // Pipe returns a new connection to the host that uses no network.
 func (h *Host) Pipe() net.Conn {
 	client, server := net.Pipe()
-	h.serve(server)
+	b := &buffered{Conn: server, out: make(chan []byte, 64), closed: make(chan struct{})}
+	h.tasks.Go(b.copy)
+	h.serve(b)
 	return client
+}
+
+// buffered is an end of a pipe on which writes do not wait for the reader, as a network's do not.
+type buffered struct {
+	net.Conn
+	out    chan []byte
+	closed chan struct{}
+	once   sync.Once
+}
+
+// Write implements net.Conn.
+func (b *buffered) Write(p []byte) (int, error) {
+	select {
+	case b.out <- slices.Clone(p):
+		return len(p), nil
+	case <-b.closed:
+		return 0, net.ErrClosed
+	}
+}
+
+// Close implements net.Conn: what was written still arrives, where somebody reads it.
+func (b *buffered) Close() error {
+	b.once.Do(func() {
+		b.SetReadDeadline(time.Unix(1, 0))
+		b.SetWriteDeadline(time.Now().Add(time.Second))
+		close(b.closed)
+	})
+	return nil
+}
+
+func (b *buffered) copy() {
+	defer b.Conn.Close()
+	for {
+		select {
+		case p := <-b.out:
+			b.Conn.Write(p)
+			continue
+		default:
+		}
+		select {
+		case p := <-b.out:
+			b.Conn.Write(p)
+		case <-b.closed:
+			if len(b.out) == 0 {
+				return
+			}
+		}
+	}
 }
 
 // serve speaks to conn on a goroutine of its own.

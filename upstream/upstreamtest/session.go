@@ -365,6 +365,9 @@ func (s *session) chunk(arg string) error {
 	if s.mail != nil && !refused {
 		s.mail.Data = append(s.mail.Data, data...)
 	}
+	if refused {
+		s.mail = nil
+	}
 	if refused || last != "LAST" {
 		return s.do(a)
 	}
