@@ -342,8 +342,7 @@ func (u *apiUpstream) hand(ctx context.Context, c call, commit func() error) []m
 	err := c.ask(ctx, x)
 	if x.stale() && ctx.Err() == nil {
 		u.transport.CloseIdleConnections()
-		x = &exchange{transport: u.transport, commit: commit}
-		err = c.ask(ctx, x)
+		x, err = u.again(ctx, c, commit)
 	}
 	switch {
 	case x.refused != nil:
@@ -358,6 +357,25 @@ func (u *apiUpstream) hand(ctx context.Context, c call, commit func() error) []m
 		}
 	}
 	return vs
+}
+
+// againTime is how long a mail that a kept connection has declined may take to be on its way over another: the timer that
+// ran until the first commit has stopped by then, and the next upstream waits.
+const againTime = 1500 * time.Millisecond
+
+// again is one more try of c, over a new connection.
+func (u *apiUpstream) again(ctx context.Context, c call, commit func() error) (x *exchange, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	late := time.AfterFunc(againTime, cancel)
+	defer late.Stop()
+	x = &exchange{transport: u.transport, commit: func() error {
+		if !late.Stop() {
+			return context.Canceled
+		}
+		return commit()
+	}}
+	return x, c.ask(ctx, x)
 }
 
 // early is what a verdict means that came before the service could have the whole mail: a refusal is one, but nothing

@@ -184,7 +184,7 @@ func (s *smtpSlot) chunk(ctx context.Context, m *mail, commit func() error) (vs 
 	}
 	for _, cmd := range cmds {
 		if err := c.answer(m, cmd); err != nil {
-			if s.wasIdle(m, err) && s.reconnect(ctx) == nil {
+			if s.wasIdle(m, err) && s.reconnectSoon(ctx) == nil {
 				return nil, true
 			}
 			m.fail(s.afterCommit(ctx, err))
@@ -264,7 +264,7 @@ func (s *smtpSlot) chunkAnswer(ctx context.Context, m *mail) (vs []message.Verdi
 	case r.code == 500 || r.code == 502 || r.code == 503 || r.code == 504:
 		// The envelope was good, so it is the command that the host does not take.
 		s.upstream.chunks.refused(c.offer)
-		if err := s.reconnect(ctx); err != nil {
+		if err := s.reconnectSoon(ctx); err != nil {
 			m.fail(lost(stopped(ctx, err)))
 			return m.verdicts, false
 		}

@@ -127,6 +127,18 @@ func (s *smtpSlot) envelope(ctx context.Context, m *mail) error {
 	return stopped(ctx, s.conn.envelope(m))
 }
 
+// reconnectSoon is reconnect for a mail whose first commit has stopped the timer that ran until then: the next upstream
+// waits.
+func (s *smtpSlot) reconnectSoon(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, againTime)
+	defer cancel()
+	err := s.reconnect(ctx)
+	if _, told := errors.AsType[*Paused](err); err != nil && !told {
+		return fmt.Errorf("not connected again within %v: %w", againTime, err)
+	}
+	return err
+}
+
 // reconnect replaces the connection by a new one, which must offer the same.
 func (s *smtpSlot) reconnect(ctx context.Context) error {
 	c, err := s.upstream.replace(ctx, s.conn)
