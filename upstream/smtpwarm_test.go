@@ -279,3 +279,34 @@ func TestNeitherSparesNorReplacementsExceedTheConnections(t *testing.T) {
 		})
 	}
 }
+
+func TestMarketingThatWaitsEndsNoSpareOfSignInMail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, u := warmBubble(t, 8, upstreamtest.HostOptions{}, authLane, bulkLane)
+		for range 6 { // all that are not kept for auth
+			slot, err := u.Reserve(t.Context(), "marketing")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer slot.Release()
+			synctest.Wait()
+		}
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		go u.Reserve(ctx, "marketing") // in vain
+		synctest.Wait()
+		h.Reply("EHLO", upstreamtest.Drop) // of the next spare, so that one is made while marketing waits
+		h.Script(func(s upstreamtest.Step) upstreamtest.Action {
+			if s.Verb == "EHLO" {
+				return upstreamtest.Action{Delay: 2 * time.Second}
+			}
+			return upstreamtest.Action{}
+		})
+		reserve(t, u).Release()
+		time.Sleep(50 * time.Second)
+		synctest.Wait()
+		if n := h.Connections(); n != 7 {
+			t.Errorf("%d connections are open, want 6 in use and a spare", n)
+		}
+	})
+}
