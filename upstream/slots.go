@@ -84,9 +84,8 @@ func (s *slots) take(ctx context.Context, lane string) error {
 	}
 	queue := s.queue(lane)
 	*queue = append(*queue, w)
-	if s.grant(); !w.granted {
-		s.hurry()
-	}
+	s.grant()
+	s.hurry()
 	s.mu.Unlock()
 	select {
 	case <-w.ready:
@@ -120,9 +119,7 @@ func (s *slots) visit(ctx context.Context, lane string) (context.Context, func()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.guests[g] = true
-	if len(s.first)+len(s.rest) > 0 {
-		s.hurry()
-	}
+	s.hurry()
 	return ctx, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -135,8 +132,12 @@ func (s *slots) visit(ctx context.Context, lane string) (context.Context, func()
 	}
 }
 
-// hurry sends the guests away.
+// hurry sends the guests away where somebody waits for what they hold: not for the pace, nor marketing for what is kept
+// for auth.
 func (s *slots) hurry() {
+	if s.inUse < s.limit || len(s.first) == 0 && (s.mixed || len(s.rest) == 0) {
+		return
+	}
 	for g := range s.guests {
 		if g.leave == nil {
 			g.leave = time.AfterFunc(patience, g.cancel)

@@ -279,3 +279,33 @@ func TestNeitherSparesNorReplacementsExceedTheConnections(t *testing.T) {
 		})
 	}
 }
+
+func TestMarketingThatWaitsEndsNoSpareOfSignInMail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, u := warmBubble(t, 8, upstreamtest.HostOptions{}, authLane, bulkLane)
+		for range 6 { // all that are not kept for auth
+			slot, err := u.Reserve(t.Context(), "marketing")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer slot.Release()
+			synctest.Wait()
+		}
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		go u.Reserve(ctx, "marketing") // in vain
+		synctest.Wait()
+		h.Script(func(s upstreamtest.Step) upstreamtest.Action {
+			if s.Verb == "EHLO" {
+				return upstreamtest.Action{Delay: 2 * time.Second}
+			}
+			return upstreamtest.Action{}
+		})
+		defer reserve(t, u).Release() // takes the spare, so that another is made while marketing waits
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if n := h.Connections(); n != 8 {
+			t.Errorf("%d connections are open, want 7 in use and a spare", n)
+		}
+	})
+}
