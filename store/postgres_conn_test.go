@@ -24,7 +24,7 @@ func TestTablesThatAreGoneAreNotMadeAnewUnderARunningNode(t *testing.T) {
 			must(other.fleet.pool.Exec(t.Context(), sql))
 		}
 	}
-	exec("ALTER SCHEMA q RENAME TO away", "CREATE SCHEMA q", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'gatepost a'")
+	exec("ALTER SCHEMA q RENAME TO away", "CREATE SCHEMA q", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'gatepost a'")
 	eventually(t, "their loss is noticed", func() bool { return s.Ready(message.Auth) != nil })
 	time.Sleep(2 * probeEvery)
 	var made int
