@@ -292,6 +292,11 @@ func (t *try) aborted(o *handOver) {
 			t.stepBack(w, o.hop.pair, v)
 		}
 	}
+	if errors.Is(o.err, errLease) { // rows that are still ours are not claimed again at once, under a lease that may be gone
+		for _, w := range o.rows {
+			w.setBack = max(w.setBack, time.Second)
+		}
+	}
 	t.r.log.LogAttrs(t.r.ctx, slog.LevelDebug, "attempt put off", slog.String("msg_id", t.msg.ID.String()),
 		slog.String("stream", t.lane.name), slog.String("upstream", o.hop.config.Name), slog.Any("err", o.err))
 }
@@ -454,12 +459,12 @@ func (t *try) mayCommit(ctx context.Context) error {
 	if err := t.durable(ctx); err != nil {
 		return err
 	}
-	switch _, valid := t.r.spool.Lease(); {
+	switch epoch, valid := t.r.spool.Lease(); {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case t.expired():
 		return errLifetime
-	case !valid(leaseMargin):
+	case epoch != t.epoch || !valid(leaseMargin): // who slept through a lease has another by now, without these rows
 		return errLease
 	}
 	return nil

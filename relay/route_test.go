@@ -155,6 +155,27 @@ func TestACommitThatIsOvertakenByItsTimeoutIsNotMade(t *testing.T) {
 	})
 }
 
+// laterLease is a spool that has lost its lease and got another, under which it owns nothing yet.
+type laterLease struct{ Spool }
+
+func (s laterLease) Lease() (int64, func(time.Duration) bool) {
+	epoch, valid := s.Spool.Lease()
+	return epoch + 1, valid
+}
+
+func TestRowsOfALeaseThatIsOverAreNotHandedOverUnderTheNext(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g, spare := newPairRig(t, nil)
+		g.stop()
+		g.start(func(s Spool) Spool { return laterLease{s} })
+		g.code()
+		time.Sleep(10 * time.Second)
+		if a, b := len(g.auth.got()), len(spare.got()); a != 0 || b != 0 {
+			t.Errorf("%d and %d copies, want none", a, b)
+		}
+	})
+}
+
 func TestTwoUpstreamsThatHangMeanTwoCopiesAndAnAlarm(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g, spare := newPairRig(t, nil)
