@@ -34,6 +34,7 @@ var logLines = map[event.Kind]struct {
 	event.Resumed:     {slog.LevelInfo, "upstream resumed"},
 	event.ClockJump:   {slog.LevelWarn, "clock jumped"},
 	event.Alarm:       {slog.LevelError, "alarm"},
+	event.Limited:     {slog.LevelWarn, "mail refused by a limit"},
 }
 
 // Emit implements event.Sink.
@@ -72,6 +73,8 @@ func (l *eventLog) attrs(e *event.Event) []slog.Attr {
 	}
 	text("stream", e.Stream)
 	text("client", d.Client)
+	text("hook", d.Hook)
+	text("type", d.Type)
 	text("to", l.address(e))
 	text("upstream", e.Upstream)
 	text("egress", d.Egress)

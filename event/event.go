@@ -33,13 +33,14 @@ const (
 	Resumed     Kind = 21 // the pair works again
 	ClockJump   Kind = 22 // the wall clock moved by over 60 s against the monotonic one
 	Alarm       Kind = 23 // anything else an operator should look at; Data.Text says what
+	Limited     Kind = 24 // mail was refused at the HTTP door because of a limit; Data.Text says which
 )
 
 var names = map[Kind]string{
 	Accepted: "accepted", Deferred: "deferred", Delivered: "delivered", Captured: "captured", Bounced: "bounced",
 	Unconfirmed: "unconfirmed", Expired: "expired", Superseded: "superseded", Suppressed: "suppressed", Dropped: "dropped",
 	Held: "held", Released: "released", Recovered: "recovered",
-	Paused: "paused", Resumed: "resumed", ClockJump: "clock_jump", Alarm: "alarm",
+	Paused: "paused", Resumed: "resumed", ClockJump: "clock_jump", Alarm: "alarm", Limited: "limited",
 }
 
 func (k Kind) String() string { return names[k] }
@@ -86,6 +87,8 @@ type Event struct {
 // Data is what depends on the kind; stored as JSON. It never holds codes, subjects, bodies, secrets or variables.
 type Data struct {
 	Client     string        `json:"client,omitempty"`
+	Hook       string        `json:"hook,omitempty"` // of mail that was ordered over HTTP, with Type
+	Type       string        `json:"type,omitempty"`
 	HeaderFrom string        `json:"header_from,omitempty"` // domain
 	Size       int           `json:"size,omitempty"`
 	AcceptedAt time.Time     `json:"accepted_at,omitzero"`

@@ -73,6 +73,9 @@ func (t *tx) settle(s *message.Settlement) (ours bool, err error) {
 	if s.Outcome != message.None {
 		err = t.endMessage(id.Message)
 	}
+	if err == nil && s.Forget {
+		err = t.forgetKey(id.Message)
+	}
 	if err == nil && !s.Paused {
 		err = t.append(settlementEvent(s, t.now))
 	}
