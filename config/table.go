@@ -14,11 +14,12 @@ import (
 
 // keys lists what may stand in each kind of section. A key that is not here is an error in the file.
 var keys = map[string][]string{
-	"":      {"hostname", "state_dir", "store", "listen", "client", "stream", "egress", "upstream", "history", "log", "limits"},
+	"":      {"hostname", "state_dir", "store", "listen", "client", "stream", "egress", "upstream", "hook", "history", "log", "limits"},
 	"store": {"engine"},
 	"listen": {"protocol", "address", "clients", "max_size", "max_recipients", "max_connections", "max_per_source", "tls", "tls_cert_file",
-		"tls_key_file", "tls_client_ca_file", "auth", "mixed", "proxy_from", "socket_mode", "received_from"},
-	"client": {"networks", "username", "password_file", "tls_names", "unix_users", "streams", "max_size", "max_connections"},
+		"tls_key_file", "tls_client_ca_file", "auth", "mixed", "proxy_from", "trusted_proxies", "socket_mode", "received_from"},
+	"client": {"networks", "username", "password_file", "tls_names", "unix_users", "token_files", "token_header", "streams", "max_size",
+		"max_connections"},
 	"stream": {"kind", "domains", "route", "egress", "dkim", "return_path", "ttl", "retry", "verdict", "verdict_timeout",
 		"when_down", "commit_timeout", "answer_timeout", "max_size", "default_from", "dsn_upstream", "supersede", "match"},
 	"match":  {"subject", "header", "value", "ttl", "purpose", "verdict"},
@@ -26,6 +27,8 @@ var keys = map[string][]string{
 	"egress": {"ipv4", "ipv6", "public_ipv4", "shared"},
 	"upstream": {"type", "address", "tls", "tls_ca_file", "tls_server_name", "username", "password_file", "auth", "token_file",
 		"connections", "egress", "dkim", "shared", "commit_timeout", "answer_timeout"},
+	"hook": {"adapter", "client", "stream", "from", "verdict_timeout", "signing_secret_files", "link_base_url", "link_schemes",
+		"recipient_limit", "client_limit", "network_limit", "ip_limit"},
 	"history": {"addresses", "keep"},
 	"log":     {"level", "format", "addresses"},
 	"limits":  {"bytes_in_flight", "memory", "queue_age"},

@@ -112,6 +112,9 @@ func (t *try) run() {
 		t.lane.answer(t.msg.ID, nil) // 250 stands on the Put; nothing to wait for
 	}
 	client := t.notify(settlements, refusal)
+	if refusal != nil {
+		client = t.forgetKey(settlements, client)
+	}
 	settled := t.r.settle(t.msg, settlements)
 	if refusal == nil {
 		return
