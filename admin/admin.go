@@ -124,13 +124,14 @@ type Reloaded struct {
 	Streams   Changes           `json:"streams"`
 	Egresses  Changes           `json:"egresses"`
 	Upstreams Changes           `json:"upstreams"`
+	Hooks     Changes           `json:"hooks"`
 	Held      int               `json:"held"` // recipients that wait for a stream that is not in the config
 	Warnings  []*config.Problem `json:"warnings,omitempty"`
 }
 
 // Count returns how many sections changed in any way.
 func (r Reloaded) Count() (n int) {
-	for _, c := range []Changes{r.Listeners, r.Clients, r.Streams, r.Egresses, r.Upstreams} {
+	for _, c := range []Changes{r.Listeners, r.Clients, r.Streams, r.Egresses, r.Upstreams, r.Hooks} {
 		n += len(c.Added) + len(c.Removed) + len(c.Changed)
 	}
 	return n

@@ -28,6 +28,7 @@ const (
 	hurryAfter  = time.Second // clients that wait for the upstream's word are answered without it
 	drainDoors  = 1500 * time.Millisecond
 	drainAnswer = time.Second
+	drainHTTP   = 500 * time.Millisecond // of these, for requests that are on their way
 	drainStore  = 2 * time.Second
 )
 
@@ -39,6 +40,8 @@ type daemon struct {
 	relay       *relay.Relay
 	budget      *ingress.Budget
 	connections *ingress.Connections
+	limits      *ingress.Limits
+	templates   ingress.Templates
 	now         atomic.Pointer[setup]
 	admin       net.Listener
 	hurry       context.Context // ends when nobody should wait for an upstream any more
@@ -92,6 +95,7 @@ func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
 		return err
 	}
 	d.budget, d.connections = ingress.NewBudget(cfg.Limits.BytesInFlight), ingress.NewConnections(d.maxConnections)
+	d.limits, d.templates = ingress.NewLimits(), noTemplates{}
 	doors, err := d.openDoors(ctx, cfg, nil)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 
 	"gatepost/config"
@@ -15,16 +16,16 @@ import (
 	"gatepost/reply"
 )
 
-// Mail is one mail that a request orders. Exactly one of Variables, Rendered and Raw is set.
+// Mail is one mail that a request orders. One of Variables, Rendered and Raw is set; with both of the first two, Rendered
+// is for where templates do not know the type.
 type Mail struct {
 	To          message.Address
 	From        string // as the request has it, with or without a name; "" leaves it to the hook
 	ReplyTo     string
-	Type        string // one of Types
-	Said        string // the type as the request has it, where it is not known and Type is Generic
-	Purpose     string // "code", "invitation" or "notice"
-	TTL         time.Duration
-	Locales     []string // language tags, best first; untrusted
+	Type        string        // as the request has it where Variables is set, else one of ours
+	Purpose     string        // "code", "invitation", "notice", or "" to leave it to the template
+	TTL         time.Duration // how long it is worth sending at most; 0 leaves it to the template
+	Locales     []string      // language tags, best first; untrusted
 	Variables   map[string]any
 	Rendered    *Rendered
 	Raw         message.Raw // CRLF line ends, no NUL
@@ -125,8 +126,10 @@ func OfRefusal(e *reply.Error) Answer {
 		return Unauthorised
 	case e.Code == 552:
 		return Answer{Status: http.StatusUnprocessableEntity, Text: "The mail is too big.", Refused: true}
-	case !e.Temporary():
+	case !e.Temporary() && strings.HasPrefix(e.Enhanced, "5.1."):
 		return Answer{Status: http.StatusUnprocessableEntity, Text: "The mail was refused: this address cannot be written to.", Refused: true}
+	case !e.Temporary():
+		return Answer{Status: http.StatusUnprocessableEntity, Text: "The mail was refused.", Refused: true}
 	}
 	return Answer{Status: http.StatusServiceUnavailable, Text: "The mail cannot be sent right now, please try again in a moment.", RetryAfter: 5 * time.Second}
 }

@@ -18,6 +18,7 @@ const (
 	maxLocales = 10  // of a request
 	maxTag     = 35  // octets of a language tag (RFC 5646 §4.4.1)
 	maxSubject = 998 // octets
+	maxType    = 64  // octets of the type of a mail
 )
 
 // decode reads one JSON value. Fields that v does not have are ignored, and numbers stay as they are written.

@@ -1,27 +1,20 @@
 package hook
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
-// The types of mail: those of Logto, and Notice for what tells of something that has happened.
+// The types of mail that adapters know of: those of Logto that they need, and Notice for what tells of something that
+// has happened.
 const (
-	SignIn                   = "SignIn"
-	Register                 = "Register"
-	ForgotPassword           = "ForgotPassword"
-	OrganizationInvitation   = "OrganizationInvitation"
-	Generic                  = "Generic"
-	UserPermissionValidation = "UserPermissionValidation"
-	BindNewIdentifier        = "BindNewIdentifier"
-	MfaVerification          = "MfaVerification"
-	BindMfa                  = "BindMfa"
-	Notice                   = "Notice"
+	signIn                   = "SignIn"
+	register                 = "Register"
+	forgotPassword           = "ForgotPassword"
+	organizationInvitation   = "OrganizationInvitation"
+	generic                  = "Generic"
+	userPermissionValidation = "UserPermissionValidation"
+	bindNewIdentifier        = "BindNewIdentifier"
+	mfaVerification          = "MfaVerification"
+	noticeType               = "Notice"
 )
-
-// templated are the types that templates are for.
-var templated = []string{SignIn, Register, ForgotPassword, OrganizationInvitation, Generic, UserPermissionValidation, BindNewIdentifier,
-	MfaVerification, BindMfa}
 
 // Purposes of mail, as match rules have them.
 const (
@@ -36,13 +29,13 @@ const (
 	otherTTL = 24 * time.Hour
 )
 
-// of makes m mail of a type, with the purpose and lifetime that go with it.
+// of makes m mail of a type whose words the request brings along, with the purpose and lifetime that go with it.
 func (m *Mail) of(kind string) {
 	m.Type = kind
 	switch kind {
-	case OrganizationInvitation:
+	case organizationInvitation:
 		m.as(invitation)
-	case Notice:
+	case noticeType:
 		m.as(notice)
 	default:
 		m.as(code)
@@ -55,13 +48,4 @@ func (m *Mail) as(purpose string) {
 	if purpose == code {
 		m.TTL = codeTTL
 	}
-}
-
-// ofSaid is of for a type that a request names: one that is not known is Generic.
-func (m *Mail) ofSaid(kind string) {
-	if !slices.Contains(templated, kind) {
-		m.Said = clean(kind, 64)
-		kind = Generic
-	}
-	m.of(kind)
 }

@@ -38,8 +38,8 @@ type kratosRequest struct {
 }
 
 var kratosTypes = map[string]string{
-	"recovery_code_valid": ForgotPassword, "recovery_valid": ForgotPassword, "login_code_valid": SignIn, "registration_code_valid": Register,
-	"verification_code_valid": BindNewIdentifier, "verification_valid": BindNewIdentifier,
+	"recovery_code_valid": forgotPassword, "recovery_valid": forgotPassword, "login_code_valid": signIn, "registration_code_valid": register,
+	"verification_code_valid": bindNewIdentifier, "verification_valid": bindNewIdentifier,
 }
 
 func (k kratos) Parse(body []byte) ([]Mail, error) {
@@ -57,7 +57,7 @@ func (k kratos) Parse(body []byte) ([]Mail, error) {
 	m := Mail{To: to, Locales: locales(text(r.Data, "identity", "traits", "locale"), text(r.Data, "transient_payload", "locale"))}
 	kind := kratosTypes[r.Template]
 	if kind == "" {
-		kind = Notice
+		kind = noticeType
 	}
 	m.of(kind)
 	if subject := clean(r.Subject, maxSubject); subject != "" && strings.TrimSpace(r.Body+r.HTML) != "" {
@@ -67,6 +67,7 @@ func (k kratos) Parse(body []byte) ([]Mail, error) {
 	if m.Variables, err = k.variables(&r, kind); err != nil {
 		return nil, err
 	}
+	m.Purpose, m.TTL = "", 0
 	return []Mail{m}, nil
 }
 
@@ -74,7 +75,7 @@ func (k kratos) Parse(body []byte) ([]Mail, error) {
 func (k kratos) variables(r *kratosRequest, kind string) (map[string]any, error) {
 	secret := either(either(r.RecoveryCode, r.VerificationCode), either(text(r.Data, "login_code"), text(r.Data, "registration_code")))
 	secret = either(secret, either(text(r.Data, "recovery_code"), text(r.Data, "verification_code")))
-	if kind == Notice || secret == "" {
+	if kind == noticeType || secret == "" {
 		return nil, invalid("subject", "or body is missing, and template_type %q needs them", clean(r.Template, 64))
 	}
 	v := map[string]any{"code": secret, "identity": r.Data["identity"]}

@@ -21,13 +21,12 @@ func (logto) Parse(body []byte) ([]Mail, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case r.Type == "":
+	case clean(r.Type, maxType) == "":
 		return nil, invalid("type", "is missing")
 	case r.Payload == nil:
 		return nil, invalid("payload", "is missing")
 	}
-	m := Mail{To: to, Variables: r.Payload, IP: personIP(r.IP), Application: clean(text(r.Payload, "application", "id"), 128),
+	m := Mail{To: to, Type: clean(r.Type, maxType), Variables: r.Payload, IP: personIP(r.IP), Application: clean(text(r.Payload, "application", "id"), 128),
 		Locales: locales(text(r.Payload, "uiLocales"), text(r.Payload, "locale"))}
-	m.ofSaid(r.Type)
 	return []Mail{m}, nil
 }

@@ -53,7 +53,7 @@ func (native) Parse(body []byte) ([]Mail, error) {
 	}
 	m := Mail{To: to, From: r.From, ReplyTo: r.ReplyTo, Application: clean(r.Application, 128), IP: personIP(r.IP),
 		Locales: locales(slices.Concat([]string{r.Locale}, r.Locales[:min(len(r.Locales), maxLocales)])...)}
-	m.of(Notice)
+	m.of(noticeType)
 	for _, fill := range []func(*Mail) error{r.content, r.words, r.lifetime} {
 		if err := fill(&m); err != nil {
 			return nil, err
@@ -76,7 +76,7 @@ func (r *nativeRequest) content(m *Mail) error {
 		if m.Variables = r.Variables; m.Variables == nil {
 			m.Variables = map[string]any{}
 		}
-		m.ofSaid(r.Type)
+		m.Type, m.Purpose, m.TTL = clean(r.Type, maxType), "", 0
 		return nil
 	}
 	return nil
@@ -124,9 +124,11 @@ func (r *nativeRequest) raw(m *Mail) error {
 
 // lifetime fills in what the request says about how long the mail is worth sending: never longer than its purpose.
 func (r *nativeRequest) lifetime(m *Mail) error {
-	switch r.Purpose {
-	case "":
-	case code, invitation, notice:
+	switch {
+	case r.Purpose == "":
+	case m.Variables != nil:
+		return invalid("purpose", "goes with subject and raw: a type has its own")
+	case r.Purpose == code, r.Purpose == invitation, r.Purpose == notice:
 		m.as(r.Purpose)
 	default:
 		return invalid("purpose", "is none of code, invitation and notice")
@@ -138,6 +140,8 @@ func (r *nativeRequest) lifetime(m *Mail) error {
 	if err != nil || ttl < time.Second {
 		return invalid("ttl", `is not a duration such as "10m"`)
 	}
-	m.TTL = min(ttl, m.TTL)
+	if m.TTL == 0 || ttl < m.TTL {
+		m.TTL = ttl
+	}
 	return nil
 }

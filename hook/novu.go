@@ -50,7 +50,7 @@ func (novu) Parse(body []byte) ([]Mail, error) {
 	}
 	m := Mail{To: to, From: sender(r.From, r.SenderName), ReplyTo: r.ReplyTo,
 		Rendered: &Rendered{Subject: clean(r.Subject, maxSubject), Text: r.Text, HTML: r.HTML}}
-	m.of(Notice)
+	m.of(noticeType)
 	return []Mail{m}, nil
 }
 

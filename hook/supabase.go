@@ -98,9 +98,9 @@ func either(a, b string) string {
 }
 
 var supabaseTypes = map[string]string{
-	"signup": Register, "recovery": ForgotPassword, "invite": OrganizationInvitation, "magiclink": SignIn, "email": SignIn,
-	"email_change": BindNewIdentifier, "email_change_current": BindNewIdentifier, "email_change_new": BindNewIdentifier,
-	"reauthentication": UserPermissionValidation,
+	"signup": register, "recovery": forgotPassword, "invite": organizationInvitation, "magiclink": signIn, "email": signIn,
+	"email_change": bindNewIdentifier, "email_change_current": bindNewIdentifier, "email_change_new": bindNewIdentifier,
+	"reauthentication": userPermissionValidation,
 }
 
 // mail makes the mail with one code, and the link that stands for it where there is a hash.
@@ -111,18 +111,24 @@ func (s supabase) mail(r *supabaseRequest, field, to, codeField, code, hash stri
 	if code == "" {
 		return m, invalid("email_data."+codeField, "is missing")
 	}
-	m.Variables = map[string]any{"code": code, "email": m.To.String(), "user": map[string]any{"primaryEmail": r.User.Email, "metadata": r.User.Metadata}}
+	m.Variables = map[string]any{"code": code, "email": m.To.String(), "user": r.person()}
 	if hash != "" {
 		m.Variables["link"] = s.link(hash, linkType(r.Data.Action), r.Data.RedirectTo)
 	}
-	m.Locales = locales(text(r.User.Metadata, "locale"), text(r.User.Metadata, "lang"), text(r.User.Metadata, "language"))
+	m.Locales = r.locales()
 	m.IP = personIP(r.Metadata.IP)
-	if kind := supabaseTypes[r.Data.Action]; kind != "" {
-		m.of(kind)
-	} else {
-		m.ofSaid(r.Data.Action)
-	}
+	m.Type = either(supabaseTypes[r.Data.Action], clean(r.Data.Action, maxType))
 	return m, nil
+}
+
+// person is what templates see as user.
+func (r *supabaseRequest) person() map[string]any {
+	return map[string]any{"primaryEmail": r.User.Email, "metadata": r.User.Metadata}
+}
+
+// locales returns the languages of a person, as far as the application noted one.
+func (r *supabaseRequest) locales() []string {
+	return locales(text(r.User.Metadata, "locale"), text(r.User.Metadata, "lang"), text(r.User.Metadata, "language"))
 }
 
 // linkType is what the link's end takes as type: the sides of an e-mail change share one.
@@ -143,13 +149,13 @@ func (s supabase) link(hash, action, redirect string) string {
 
 // notices are what people are told of changes to their account. Supabase Auth sends no texts.
 var notices = map[string]string{
-	"password_changed_notification":        "The password of your account was changed.",
-	"email_changed_notification":           "The email address of your account was changed.",
-	"phone_changed_notification":           "The phone number of your account was changed.",
-	"identity_linked_notification":         "A sign-in method was added to your account.",
-	"identity_unlinked_notification":       "A sign-in method was removed from your account.",
-	"mfa_factor_enrolled_notification":     "A second factor was added to your account.",
-	"mfa_factor_unenrolled_notification":   "A second factor was removed from your account.",
+	"password_changed_notification":      "The password of your account was changed.",
+	"email_changed_notification":         "The email address of your account was changed.",
+	"phone_changed_notification":         "The phone number of your account was changed.",
+	"identity_linked_notification":       "A sign-in method was added to your account.",
+	"identity_unlinked_notification":     "A sign-in method was removed from your account.",
+	"mfa_factor_enrolled_notification":   "A second factor was added to your account.",
+	"mfa_factor_unenrolled_notification": "A second factor was removed from your account.",
 }
 
 // notice makes the mail that tells of a change. That of an address goes to the old one, whose owner may not know.
@@ -165,6 +171,8 @@ func (s supabase) notice(r *supabaseRequest) ([]Mail, error) {
 	}
 	l := letter{Subject: strings.TrimSuffix(what, "."), Title: strings.TrimSuffix(what, "."), Text: what + "\nIf this was not you, contact support at once."}
 	m := Mail{To: a, Rendered: l.render()}
-	m.of(Notice)
+	m.of(noticeType)
+	m.Type, m.Variables = clean(r.Data.Action, maxType), map[string]any{"email": a.String(), "user": r.person()}
+	m.Locales = r.locales()
 	return []Mail{m}, nil
 }

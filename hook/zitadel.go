@@ -51,15 +51,15 @@ func zitadelType(event string) string {
 	has := func(word string) bool { return strings.Contains(event, word) }
 	switch {
 	case has("invite"), has("initialization"):
-		return OrganizationInvitation
+		return organizationInvitation
 	case has("otp"):
-		return MfaVerification
+		return mfaVerification
 	case has("password.code"):
-		return ForgotPassword
+		return forgotPassword
 	case has("email.code"):
-		return BindNewIdentifier
+		return bindNewIdentifier
 	case strings.HasSuffix(event, "code.added"), has("challenged"):
-		return Generic
+		return generic
 	}
-	return Notice
+	return noticeType
 }

@@ -116,13 +116,15 @@ func (r *Relay) Token(listener, client, token string) error {
 	return r.generation.Load().policy.Token(listener, client, token)
 }
 
-// Bounce records that mail which was never taken is refused for good, where the answer could not say so. It returns the
-// id under which history has it.
-func (r *Relay) Bounce(s *message.Submission, why *reply.Error) message.ID {
-	id := r.spool.NewID()
-	r.spool.Record(event.Event{At: time.Now(), Kind: event.Bounced, Message: id, Stream: s.Order.Stream, MailKind: r.kindOf(s.Order.Stream),
+// refused records that ordered mail was refused for good before it was queued: not every caller can be told so, and none
+// shows it where an operator would look.
+func (r *Relay) refused(s *message.Submission, err error) {
+	why := reply.Of(err)
+	if s.Order == nil || why.Temporary() || len(s.To) == 0 {
+		return
+	}
+	r.spool.Record(event.Event{At: time.Now(), Kind: event.Bounced, Message: r.spool.NewID(), Stream: s.Order.Stream, MailKind: r.kindOf(s.Order.Stream),
 		Address: s.To[0].String(), Data: event.Data{Client: s.Client, Hook: s.Order.Hook, Type: s.Order.Type, Code: why.Code, Text: message.Mask(why.Text)}})
-	return id
 }
 
 // Limited records that mail was refused because of a limit, which text names.

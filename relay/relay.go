@@ -174,6 +174,7 @@ func (r *Relay) accept(ctx context.Context, subs []*message.Submission) ([]messa
 	for i, s := range subs {
 		m, err := r.admit(g, s, now)
 		if err != nil {
+			r.refused(s, err)
 			return nil, err
 		}
 		ms[i], receipts[i] = m, message.Receipt{ID: m.ID}

@@ -1,0 +1,33 @@
+package ingress
+
+import (
+	"net"
+
+	"golang.org/x/sys/unix"
+)
+
+// refuseNew keeps ln from taking part in new connections, so that those which are complete can be accepted before it is
+// closed: closing resets what nobody has accepted, with the requests that were sent on it. A filter drops the packets
+// that begin a connection (SYN); who sent them tries again a second later, and finds whoever listens then. Where that
+// cannot be done the moment between the last look and the closing is left.
+func refuseNew(ln net.Listener) {
+	tcp, ok := ln.(*net.TCPListener)
+	if !ok {
+		return
+	}
+	rc, err := tcp.SyscallConn()
+	if err != nil {
+		return
+	}
+	// A socket filter of TCP sees packets from their TCP header on; octet 13 holds the flags.
+	const flags, syn = 13, 0x02
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: flags},
+		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: syn, Jt: 0, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+	}
+	_ = rc.Control(func(fd uintptr) {
+		_ = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	})
+}

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package ingress
+
+import "net"
+
+func refuseNew(net.Listener) {}
