@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -26,6 +27,9 @@ type httpListener struct {
 	closed sync.Once
 	err    error
 }
+
+// lingerTime is how long a connection that broke is read from.
+const lingerTime = 500 * time.Millisecond
 
 // settleTime is how long a listener that stops has nobody new until it is closed.
 const settleTime = 50 * time.Millisecond
@@ -171,6 +175,7 @@ func (c *httpConn) introduce() error {
 	}
 	remote, err := readProxy(c.Conn)
 	if err != nil {
+		c.idle.Store(false)
 		c.door.logTurned("no PROXY header from a balancer in proxy_from", c.remote.String(), err)
 		return err
 	}
@@ -207,14 +212,27 @@ func (c *httpConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
-	return nil
+	return errors.ErrUnsupported
 }
 
 // Close implements net.Conn. It gives the connection's place up.
-func (c *httpConn) Close() error {
-	err := c.Conn.Close()
-	c.closing.Do(func() { c.door.places.leave(c.source, !c.until.IsZero()) })
+func (c *httpConn) Close() (err error) {
+	c.closing.Do(func() {
+		if !c.idle.Load() && c.door.life.Err() == nil {
+			c.drop()
+		}
+		err = c.Conn.Close()
+		c.door.places.leave(c.source, !c.until.IsZero())
+	})
 	return err
+}
+
+// drop reads for a moment what follows a request that net/http has refused by itself: octets that nobody read would make
+// the kernel reset the connection, and the answer be lost.
+func (c *httpConn) drop() {
+	if c.CloseWrite() == nil && c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+		_, _ = io.CopyN(io.Discard, c.Conn, maxLinger)
+	}
 }
 
 // from names the other end for the log.

@@ -85,7 +85,8 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (h *HTTP) newRequest(w http.ResponseWriter, r *http.Request) *request {
 	c, _ := r.Context().Value(connKey{}).(*httpConn)
-	q := &request{door: h, set: h.settings.Load(), w: w, r: r, conn: c, began: time.Now(), peer: c.peer, remote: c.remote}
+	q := &request{door: h, set: h.settings.Load(), w: w, r: r, conn: c, began: time.Now(), peer: c.peer, remote: c.remote,
+		read: r.Body == nil || r.Body == http.NoBody}
 	if at := c.begun.Load(); r.ProtoMajor == 1 && at > 0 {
 		q.began = time.Unix(0, at)
 	}
