@@ -56,6 +56,16 @@ address = "127.0.0.1:2527"
 tls     = "none"
 `
 
+// writeSecrets makes a token and a secret of Standard Webhooks in dir, long enough to be used.
+func writeSecrets(t *testing.T, dir string) {
+	t.Helper()
+	for name, text := range map[string]string{"token": "0123456789abcdef0123456789abcdef\n", "whsec": "v1,whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // write makes files in dir, readable by their owner only.
 func write(t *testing.T, dir string, names ...string) {
 	t.Helper()
