@@ -49,6 +49,7 @@ func TestABadConfigIsToldByLineAndKey(t *testing.T) {
 	maps.Copy(all, badRules)
 	maps.Copy(all, badDelivery)
 	maps.Copy(all, badHooks)
+	maps.Copy(all, badTemplates)
 	for name, tt := range all {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

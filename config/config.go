@@ -31,6 +31,8 @@ type Config struct {
 	Log      Log
 	Limits   Limits
 	Warnings []*Problem // what works, but somebody should know
+
+	Templates Templates
 }
 
 // Store is [store].
@@ -172,6 +174,17 @@ type Limits struct {
 	BytesInFlight int64         // octets of mail held in memory over all sessions and attempts
 	Memory        int64         // octets of heap from which mail is refused: marketing at three quarters of it; 0 for no limit
 	QueueAge      time.Duration // how long due mail may have waited until new mail of its stream is refused: auth at twice it; 0 for no limit
+}
+
+// Templates is [templates]: how the mail looks that gatepost composes itself.
+type Templates struct {
+	Dir                string // absolute; "" for the built-in templates alone
+	DefaultLocale      string // BCP 47 tag of the language for readers whose own there is no template in
+	ChineseFallback    bool   // readers of one Chinese script get the other where theirs is missing
+	SenderName         string // who writes; "" shows no name
+	CompanyInformation string // the line at the foot; "" shows none
+	AppLogo            string // https URL of a picture; "" shows none
+	Color              string // "#rrggbb" of buttons and the line at the top
 }
 
 // EgressOf returns the name of the egress that mail of stream s leaves by through upstream u: the upstream's own, else

@@ -123,6 +123,7 @@ func (c *Config) sections() []section {
 		{[]string{"limits"}, c.Limits.values()},
 		{[]string{"log"}, c.Log.values()},
 		{[]string{"history"}, c.History.values()},
+		{[]string{"templates"}, c.Templates.values()},
 	}
 	for _, s := range pick(c.Listen, names(c.Listen)) {
 		all = append(all, section{[]string{"listen", s.Name}, s.values()})
@@ -162,6 +163,17 @@ func (g Log) values() (vs values) {
 func (h History) values() (vs values) {
 	vs.set("addresses", h.Addresses)
 	vs.set("keep", h.Keep)
+	return vs
+}
+
+func (p Templates) values() (vs values) {
+	vs.set("dir", p.Dir)
+	vs.set("default_locale", p.DefaultLocale)
+	vs.set("chinese_fallback", p.ChineseFallback)
+	vs.set("sender_name", p.SenderName)
+	vs.set("company_information", p.CompanyInformation)
+	vs.set("app_logo", p.AppLogo)
+	vs.set("color", p.Color)
 	return vs
 }
 

@@ -26,7 +26,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 		switch kind {
 		case "":
 			text, path = key+odd, key
-		case "store", "history", "log", "limits":
+		case "store", "history", "log", "limits", "templates":
 			text, path = "["+kind+"]\n"+key+odd, kind+"."+key
 		case "dkim":
 			text, path = "[stream.x]\ndkim."+key+odd, "stream.x.dkim."+key
@@ -79,7 +79,7 @@ func TestEveryKeyIsInTheExampleAndInTheReference(t *testing.T) {
 var headings = map[string]string{
 	"": "## The top", "listen": "## [listen.NAME]", "client": "## [client.NAME]", "stream": "## [stream.NAME]", "dkim": "## dkim", "match": "## match",
 	"egress": "## [egress.NAME]", "upstream": "## [upstream.NAME]", "store": "## [store]", "limits": "## [limits]",
-	"history": "## [history]", "log": "## [log]",
+	"history": "## [history]", "log": "## [log]", "templates": "## [templates]",
 }
 
 // sectionOf returns the parts of the example that are about sections of one kind.

@@ -113,6 +113,7 @@ func (l *loader) read(m map[string]any) {
 	l.c.History = l.history(top.sub("history", "history"))
 	l.c.Log = l.log(top.sub("log", "log"))
 	l.c.Limits = l.limits(top.sub("limits", "limits"))
+	l.c.Templates = l.templates(top.sub("templates", "templates"))
 }
 
 // sections reads every [kind.NAME], in the order of names.

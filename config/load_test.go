@@ -131,6 +131,7 @@ func TestASmallConfigLoadsWithTheDefaultsOfEachKind(t *testing.T) {
 	equal("history", c.History, config.History{Keep: 30 * 24 * time.Hour})
 	equal("log", c.Log, config.Log{Level: "info"})
 	equal("limits", c.Limits, config.Limits{BytesInFlight: 128 << 20, Memory: 512 << 20})
+	equal("templates", c.Templates, config.Templates{DefaultLocale: "en", Color: "#2456d6"})
 }
 
 // exampleFiles are the keys and secrets that config.example.toml names.
@@ -163,7 +164,7 @@ func TestTheExampleLoadsAndTheDefaultsItNamesAreTheDefaults(t *testing.T) {
 
 func TestWhatTheExampleNamesWithoutDefaultIsAKeyToo(t *testing.T) {
 	dir, text := t.TempDir(), readExample(t)
-	write(t, dir, append(exampleFiles, "esp-auth.token")...)
+	write(t, dir, append(exampleFiles, "esp-auth.token", "templates/SignIn/en.txt")...)
 	writeCertificate(t, dir, "gw", certificateFor("gw.example.com"))
 	all := regexp.MustCompile(`(?m)^# e\.g\. (\w+ = )`).ReplaceAllString(text, "$1")
 	all = strings.NewReplacer(`"ca.pem"`, `"gw.pem"`, `"clients-ca.pem"`, `"gw.pem"`).Replace(all)

@@ -23,6 +23,10 @@ func (p positions) line(path string) int {
 	return 1
 }
 
+// Lines returns what tells on which line of a TOML document each key stands, by its path as toml.Key writes it. src must
+// be a document that the TOML library has accepted. A key that it does not have is on the line of the table around it.
+func Lines(src string) func(path string) int { return index(src).line }
+
 // index walks over the source of a document that the TOML library has accepted. What it does not understand it steps
 // over: a missing key only costs precision, since line then answers with the table around it.
 func index(src string) positions {

@@ -14,7 +14,7 @@ import (
 
 // keys lists what may stand in each kind of section. A key that is not here is an error in the file.
 var keys = map[string][]string{
-	"":      {"hostname", "state_dir", "store", "listen", "client", "stream", "egress", "upstream", "hook", "history", "log", "limits"},
+	"":      {"hostname", "state_dir", "store", "listen", "client", "stream", "egress", "upstream", "hook", "history", "log", "limits", "templates"},
 	"store": {"engine"},
 	"listen": {"protocol", "address", "clients", "max_size", "max_recipients", "max_connections", "max_per_source", "tls", "tls_cert_file",
 		"tls_key_file", "tls_client_ca_file", "auth", "mixed", "proxy_from", "trusted_proxies", "socket_mode", "received_from"},
@@ -32,6 +32,8 @@ var keys = map[string][]string{
 	"history": {"addresses", "keep"},
 	"log":     {"level", "format", "addresses"},
 	"limits":  {"bytes_in_flight", "memory", "queue_age"},
+
+	"templates": {"dir", "default_locale", "chinese_fallback", "sender_name", "company_information", "app_logo", "color"},
 }
 
 // table is one TOML table while it is read. Where a value cannot be used its getters note the problem and return the

@@ -1,0 +1,161 @@
+package compose
+
+import (
+	"embed"
+	"fmt"
+	"html"
+	"io/fs"
+	"path"
+	"strings"
+	texttemplate "text/template"
+
+	"github.com/BurntSushi/toml"
+	"golang.org/x/text/language"
+
+	"gatepost/config"
+)
+
+// The built-in templates are made of one layout and a file of strings for each language. Layouts are Go templates in [[ ]],
+// whose output has the placeholders of Logto.
+//
+//go:embed builtin
+var builtin embed.FS
+
+// wording is what a language says in all types, and in each.
+type wording struct {
+	Expires, Keep, Ignore, Button, Fallback string
+	Type                                    map[string]typeWording
+}
+
+// Note says how long a code is good for and that it is nobody else's.
+func (w *wording) Note() string {
+	if strings.HasSuffix(w.Expires, "。") {
+		return w.Expires + w.Keep
+	}
+	return w.Expires + " " + w.Keep
+}
+
+// typeWording is what a language says in one type; an empty Ignore takes that of all types.
+type typeWording struct{ Subject, Title, Intro, Ignore string }
+
+// page is what the layouts are filled in with.
+type page struct {
+	typeWording
+	Lang                string
+	Strings             *wording
+	Invitation          bool
+	Name, Logo, Company bool // the brand has them
+	Font                string
+	Color, OnColor      string
+	Light, Dark         scheme
+}
+
+// scheme is the colours of one mode. Text and Muted have a contrast of at least 4.5:1 to all others but Line.
+type scheme struct{ Page, Card, Field, Line, Text, Muted string }
+
+var (
+	light = scheme{Page: "#f3f4f6", Card: "#ffffff", Field: "#f3f4f6", Line: "#d9dce3", Text: "#16191f", Muted: "#535a66"}
+	dark  = scheme{Page: "#101216", Card: "#1b1e24", Field: "#292d35", Line: "#3c424d", Text: "#f2f4f7", Muted: "#b4bac6"}
+)
+
+// fonts are those that each system shows its own interface in; those of a language go first, since Han characters are
+// written differently in each.
+func fonts(locale string) string {
+	const latin = "-apple-system,BlinkMacSystemFont,'Segoe UI',Roboto,'Helvetica Neue',Arial"
+	own := map[string]string{
+		"ja":    "'Hiragino Sans','Hiragino Kaku Gothic ProN','Noto Sans CJK JP','Noto Sans JP','Yu Gothic UI',Meiryo,",
+		"ko":    "'Apple SD Gothic Neo','Noto Sans CJK KR','Noto Sans KR','Malgun Gothic',",
+		"zh-CN": "'PingFang SC','Noto Sans CJK SC','Noto Sans SC','Microsoft YaHei',",
+	}
+	return latin + "," + own[locale] + "sans-serif"
+}
+
+// builtIn makes the built-in templates for the brand.
+func (l *loader) builtIn() error {
+	layouts, err := texttemplate.New("").Delims("[[", "]]").ParseFS(builtin, "builtin/layout.html", "builtin/layout.txt")
+	if err != nil {
+		return fmt.Errorf("read the built-in layouts: %w", err)
+	}
+	files, err := fs.Glob(builtin, "builtin/*.toml")
+	if err != nil {
+		return fmt.Errorf("list the built-in languages: %w", err)
+	}
+	for _, file := range files {
+		if err := l.builtInLocale(layouts, file, strings.TrimSuffix(path.Base(file), ".toml")); err != nil {
+			return fmt.Errorf("make the built-in templates of %s: %w", file, err)
+		}
+	}
+	return nil
+}
+
+func (l *loader) builtInLocale(layouts *texttemplate.Template, file, locale string) error {
+	w, err := readWording(file)
+	if err != nil {
+		return err
+	}
+	for _, t := range types {
+		s, err := makeSource(layouts, w, t, locale, l.settings)
+		if err != nil {
+			return err
+		}
+		if l.sources[t.Name] == nil {
+			l.sources[t.Name] = map[language.Tag]*source{}
+		}
+		l.sources[t.Name][language.Make(locale)] = s
+	}
+	return nil
+}
+
+// readWording reads a language's strings. A string that is missing is an error: nobody would see it before a reader does.
+func readWording(file string) (*wording, error) {
+	data, err := builtin.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	w := &wording{Type: map[string]typeWording{}}
+	md, err := toml.Decode(string(data), w)
+	if err != nil {
+		return nil, err
+	}
+	var m map[string]toml.Primitive
+	if md, err = toml.Decode(string(data), &m); err != nil {
+		return nil, err
+	}
+	for _, t := range types {
+		tw := typeWording{Ignore: w.Ignore}
+		if err := md.PrimitiveDecode(m[t.Name], &tw); err != nil {
+			return nil, err
+		}
+		if tw.Subject == "" || tw.Title == "" || tw.Intro == "" || tw.Ignore == "" {
+			return nil, fmt.Errorf("%s lacks a string", t.Name)
+		}
+		w.Type[t.Name] = tw
+	}
+	return w, nil
+}
+
+func makeSource(layouts *texttemplate.Template, w *wording, t Type, locale string, s config.Templates) (*source, error) {
+	p := page{
+		typeWording: w.Type[t.Name], Lang: locale, Strings: w, Invitation: t.Needs == "link",
+		Name: s.SenderName != "", Logo: s.AppLogo != "", Company: s.CompanyInformation != "",
+		Font: fonts(locale), Color: s.Color, OnColor: onColor(s.Color), Light: light, Dark: dark,
+	}
+	var text, markup strings.Builder
+	if err := layouts.ExecuteTemplate(&text, "layout.txt", p); err != nil {
+		return nil, err
+	}
+	escaped := p
+	escaped.typeWording = typeWording{html.EscapeString(p.Subject), html.EscapeString(p.Title), html.EscapeString(p.Intro), html.EscapeString(p.Ignore)}
+	if err := layouts.ExecuteTemplate(&markup, "layout.html", escaped); err != nil {
+		return nil, err
+	}
+	preview := "{{ code }} · " + w.Expires
+	if p.Invitation {
+		preview = "{{ organization.name }}"
+	}
+	return &source{
+		html:  document{content: markup.String()},
+		text:  document{content: closeUp(text.String())},
+		about: settings{subject: entry{p.Subject, 0}, preheader: entry{preview, 0}},
+	}, nil
+}

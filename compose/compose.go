@@ -1,0 +1,153 @@
+// Package compose makes sign-in mail: a template of the right type and language, filled in with what the auth server
+// sent, as MIME. Templates hold placeholders, {{ dotted.path }} as Logto has them, and nothing else: no conditions, no
+// code. All that can be wrong with a template is told when it is loaded, by file and line, and never when it is used.
+//
+// It promises that a value cannot leave its place: in HTML it becomes text, in an attribute a part of that attribute, in
+// a header field words on that line, in the sender's name no address. It refuses mail that would be of no use: a code
+// mail without its code, an invitation without its link, a link that is not https.
+package compose
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/text/language"
+
+	"gatepost/config"
+	"gatepost/message"
+)
+
+// Templates is a complete set of templates: the built-in ones, and before them those of a directory. It is immutable and
+// safe for concurrent use.
+type Templates struct {
+	Warnings []*config.Problem // what works, but somebody should know
+
+	types    map[string]*family
+	settings config.Templates
+	brand    map[string]string // values by name; names that are missing come from the request
+}
+
+// family holds the templates of one type.
+type family struct {
+	Type
+	byLocale map[language.Tag]*template
+	order    []language.Tag // sorted by name
+	matcher  language.Matcher
+}
+
+// template is one mail in one language.
+type template struct {
+	locale   language.Tag
+	files    []string // of the directory; none for a built-in one
+	subject  plain
+	preview  plain // the pre-header: what a mailbox shows beside the subject; may be empty
+	from     *sender
+	replyTo  *sender
+	html     markup // nil where there is none
+	text     plain  // nil where it is derived from html
+	upstream map[string]*provided
+}
+
+// Request asks for one mail.
+type Request struct {
+	Type        string         // as the auth server calls it; one that is not known is taken for Generic
+	Locales     []language.Tag // the reader's languages, best first; see Locales
+	Variables   map[string]any // decoded JSON: what placeholders stand for
+	From        string         // address, or name and address, of the sender where the template names none
+	ReplyTo     string         // likewise; may be empty
+	To          string         // address of the one reader
+	MessageID   string         // without angle brackets; the same for the same mail, however often it is composed
+	Date        time.Time
+	LinkSchemes []string // schemes beside https that links may have, such as those of apps
+}
+
+// Mail is what a Request became.
+type Mail struct {
+	Type     Type         // of the request; Generic where its own is not known
+	Unknown  bool         // the request's type is not known
+	Template string       // the type whose template was taken: its own, or Generic
+	Locale   language.Tag // of the template
+	From, To message.Address
+	Subject  string
+	Text     string      // the part in plain text
+	HTML     string      // the part in HTML; "" where the template has none
+	Raw      message.Raw // 7-bit but for addresses that are not ASCII; header fields may still be added in front
+	Provided map[string]Provided
+}
+
+// Provided is a template kept at an upstream, with what fills it in. Name and Variables hold what the mail holds: they
+// must be sealed as it is.
+type Provided struct {
+	Name      string         // as the provider knows it: a name, an alias or an id
+	Variables map[string]any // JSON values
+}
+
+// Error says why a mail cannot be composed. Its text names the field and is fit to show to a client: it holds no value.
+type Error struct {
+	Field string // "code", "link", "to", "from", "reply_to", "message_id", or "" for the whole
+	Text  string
+}
+
+func (e *Error) Error() string {
+	if e.Field == "" {
+		return e.Text
+	}
+	return e.Field + " " + e.Text
+}
+
+func bad(field, format string, a ...any) *Error { return &Error{field, fmt.Sprintf(format, a...)} }
+
+// Render composes the mail that r asks for. Its errors are *Error.
+func (t *Templates) Render(r Request) (*Mail, error) {
+	f, known := t.types[r.Type]
+	if !known {
+		f = t.types[Generic]
+	}
+	found, in := t.find(f, r.Locales)
+	m, err := t.render(f, found, &r)
+	if err != nil {
+		return nil, err
+	}
+	m.Template, m.Unknown = in.Name, !known
+	return m, nil
+}
+
+// render composes a mail of f's type from one template.
+func (t *Templates) render(f *family, from *template, r *Request) (*Mail, error) {
+	m := &Mail{Type: f.Type, Locale: from.locale}
+	v, err := t.values(f.Type, from, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.fill(m, from, v); err != nil {
+		return nil, err
+	}
+	if err := t.write(m, from, v, r); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// fill sets the parts of m that people read, and what providers are given for theirs.
+func (t *Templates) fill(m *Mail, from *template, v *values) error {
+	var err error
+	m.Subject = from.subject.header(v)
+	if from.html != nil {
+		if m.HTML, err = from.html.fill(v); err != nil {
+			return err
+		}
+	}
+	switch {
+	case from.text != nil:
+		m.Text, err = from.text.body(v)
+	default:
+		m.Text, err = textOf(m.HTML)
+	}
+	for name, p := range from.upstream {
+		if m.Provided == nil {
+			m.Provided = map[string]Provided{}
+		}
+		m.Provided[name] = p.fill(v, from.locale)
+	}
+	return err
+}

@@ -1,0 +1,76 @@
+package compose
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"golang.org/x/text/language"
+
+	"gatepost/config"
+)
+
+// File is one file of a directory of templates.
+type File struct {
+	Name    string // TYPE/LOCALE.html, .txt or .toml
+	Content string
+}
+
+// Export returns the built-in templates as files to begin with, in the colour of s and with the places that its brand
+// fills. They mean what the built-in ones mean.
+func Export(s config.Templates) ([]File, error) {
+	l := &loader{settings: s, sources: map[string]map[language.Tag]*source{}}
+	if err := l.builtIn(); err != nil {
+		return nil, err
+	}
+	var files []File
+	for _, kind := range slices.Sorted(maps.Keys(l.sources)) {
+		for tag, src := range l.sources[kind] {
+			name := kind + "/" + tag.String()
+			about := fmt.Sprintf("subject   = %s\npreheader = %s\n", quote(src.about.subject.value), quote(src.about.preheader.value))
+			files = append(files, File{name + ".html", src.html.content}, File{name + ".txt", src.text.content}, File{name + ".toml", about})
+		}
+	}
+	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Name, b.Name) })
+	return files, nil
+}
+
+// quote writes s as a TOML string of one line.
+func quote(s string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case r < ' ' || r == 0x7f:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String() + `"`
+}
+
+// Listed is one template for who wants to know which there are.
+type Listed struct {
+	Type    string   `json:"type"`
+	Locale  string   `json:"locale"`
+	Subject string   `json:"subject"`
+	Files   []string `json:"files"` // none for a built-in template
+}
+
+// List returns all templates, by type and language.
+func (t *Templates) List() []Listed {
+	var all []Listed
+	for _, name := range slices.Sorted(maps.Keys(t.types)) {
+		f := t.types[name]
+		for _, tag := range f.order {
+			in := f.byLocale[tag]
+			all = append(all, Listed{name, tag.String(), in.subject.String(), append([]string{}, in.files...)})
+		}
+	}
+	return all
+}

@@ -1,0 +1,173 @@
+package compose
+
+import (
+	"strings"
+
+	nethtml "golang.org/x/net/html"
+	"golang.org/x/net/html/atom"
+)
+
+// textOf says in plain text what an HTML mail says: blocks become paragraphs, links are followed by where they lead,
+// pictures are what their alt text says, and what is hidden is left out.
+func textOf(src string) (string, error) {
+	root, err := nethtml.Parse(strings.NewReader(src))
+	if err != nil {
+		return "", bad("", "the HTML cannot be read: %v", err)
+	}
+	var w textWriter
+	w.node(root)
+	return closeUp(w.b.String()), nil
+}
+
+// textWriter collects text. Line ends are owed until more text comes, so that nested blocks do not add theirs up.
+type textWriter struct {
+	b     strings.Builder
+	lines int  // owed
+	space bool // owed
+	pre   bool
+}
+
+func (w *textWriter) node(n *nethtml.Node) {
+	switch n.Type {
+	case nethtml.TextNode:
+		w.text(n.Data)
+		return
+	case nethtml.ElementNode:
+		if isHidden(n) {
+			return
+		}
+	case nethtml.CommentNode, nethtml.DoctypeNode:
+		return
+	}
+	before, after := spacing(n.DataAtom)
+	w.break_(before)
+	w.open(n)
+	for c := range n.ChildNodes() {
+		w.node(c)
+	}
+	w.close(n)
+	w.break_(after)
+}
+
+// open writes what an element itself stands for.
+func (w *textWriter) open(n *nethtml.Node) {
+	switch n.DataAtom {
+	case atom.Br:
+		w.b.WriteString("\n")
+		w.space = false
+	case atom.Li:
+		w.text("- ")
+	case atom.Img:
+		w.text(value(n, "alt"))
+	case atom.Hr:
+		w.text("--")
+	case atom.Td, atom.Th:
+		w.space = true
+	case atom.Pre:
+		w.pre = true
+	}
+}
+
+func (w *textWriter) close(n *nethtml.Node) {
+	switch n.DataAtom {
+	case atom.A:
+		w.link(n)
+	case atom.Pre:
+		w.pre = false
+	}
+}
+
+// link writes where a link leads, unless its text says so.
+func (w *textWriter) link(n *nethtml.Node) {
+	to := strings.TrimSpace(value(n, "href"))
+	said := strings.TrimSpace(contents(n))
+	if to == "" || strings.HasPrefix(to, "#") || to == said || strings.TrimPrefix(to, "mailto:") == said {
+		return
+	}
+	if said != "" {
+		to = ": " + to
+	}
+	w.text(to)
+}
+
+// text writes s, with white space as HTML has it.
+func (w *textWriter) text(s string) {
+	if w.pre {
+		w.settle()
+		w.b.WriteString(s)
+		return
+	}
+	for i, word := range strings.FieldsFunc(s, isHTMLSpace) {
+		if i > 0 || isHTMLSpace(rune(s[0])) {
+			w.space = true
+		}
+		w.settle()
+		w.b.WriteString(word)
+	}
+	if s != "" && isHTMLSpace(rune(s[len(s)-1])) {
+		w.space = true
+	}
+}
+
+// settle writes the line ends or the space that is owed.
+func (w *textWriter) settle() {
+	begins := w.b.Len() == 0 || strings.HasSuffix(w.b.String(), "\n")
+	switch {
+	case w.b.Len() == 0:
+	case w.lines > 0:
+		w.b.WriteString(strings.Repeat("\n", w.lines))
+	case w.space && !begins:
+		w.b.WriteByte(' ')
+	}
+	w.lines, w.space = 0, false
+}
+
+func (w *textWriter) break_(lines int) { w.lines = max(w.lines, lines) }
+
+func isHTMLSpace(r rune) bool { return r == ' ' || r == '\n' || r == '\t' || r == '\r' || r == '\f' }
+
+// spacing returns the line ends before and after an element.
+func spacing(a atom.Atom) (before, after int) {
+	switch a {
+	case atom.P, atom.H1, atom.H2, atom.H3, atom.H4, atom.H5, atom.H6, atom.Ul, atom.Ol, atom.Blockquote, atom.Pre, atom.Table, atom.Hr:
+		return 2, 2
+	case atom.Div, atom.Section, atom.Article, atom.Header, atom.Footer, atom.Main, atom.Tr, atom.Li, atom.Dt, atom.Dd, atom.Center,
+		atom.Address, atom.Body:
+		return 1, 1
+	}
+	return 0, 0
+}
+
+// isHidden reports whether n shows nothing to a reader.
+func isHidden(n *nethtml.Node) bool {
+	switch n.DataAtom {
+	case atom.Head, atom.Style, atom.Script, atom.Title, atom.Template, atom.Noscript:
+		return true
+	}
+	style := strings.ToLower(strings.Join(strings.Fields(value(n, "style")), ""))
+	return strings.Contains(style, "display:none") || strings.Contains(style, "visibility:hidden")
+}
+
+func value(n *nethtml.Node, name string) string {
+	for _, a := range n.Attr {
+		if a.Key == name && a.Namespace == "" {
+			return a.Val
+		}
+	}
+	return ""
+}
+
+// contents returns the text inside n, that of pictures too.
+func contents(n *nethtml.Node) string {
+	if n.Type == nethtml.TextNode {
+		return n.Data
+	}
+	if n.DataAtom == atom.Img {
+		return value(n, "alt")
+	}
+	var b strings.Builder
+	for c := range n.ChildNodes() {
+		b.WriteString(contents(c))
+	}
+	return b.String()
+}
