@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 
+	"gatepost/compose"
 	"gatepost/config"
 	"gatepost/ingress"
 )
@@ -48,6 +49,20 @@ func (d *daemon) openDoors(ctx context.Context, cfg *config.Config, open []door)
 		made, doors = append(made, door{l, s}), append(doors, door{l, s})
 	}
 	return doors, nil
+}
+
+// loadTemplates reads the templates that the HTTP door fills in; none where nobody would use them. All that is wrong with
+// them is told.
+func loadTemplates(cfg *config.Config) (ingress.Templates, error) {
+	if len(cfg.Hook) == 0 && cfg.Templates.Dir == "" {
+		return nil, nil
+	}
+	t, err := compose.Load(cfg.Templates, slices.Sorted(maps.Keys(cfg.Upstream)))
+	if err != nil {
+		return nil, err
+	}
+	cfg.Warnings = append(cfg.Warnings, t.Warnings...)
+	return ingress.NewTemplates(t), nil
 }
 
 // socketAt returns the one among open that l goes on with: of the same name, address and protocol. Nothing else about a
