@@ -40,6 +40,8 @@ type Engine interface {
 	Submit(ctx context.Context, t TestMail) (message.ID, error)
 	// Captured returns what the capture upstreams keep, oldest first.
 	Captured() []Captured
+	// Orders counts the mail that was ordered over HTTP.
+	Orders() Orders
 	// Reload makes the config file, read anew, what holds. After an error everything is as it was.
 	Reload(ctx context.Context) (Reloaded, error)
 }

@@ -42,6 +42,7 @@ type daemon struct {
 	connections *ingress.Connections
 	limits      *ingress.Limits
 	templates   ingress.Templates
+	orders      *admin.OrderCounter
 	now         atomic.Pointer[setup]
 	admin       net.Listener
 	hurry       context.Context // ends when nobody should wait for an upstream any more
@@ -86,7 +87,8 @@ func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(cfg.Limits.Memory / 2) // big mails leave much to collect, and it should not pile up
 	}
-	d.store, err = store.Open(ctx, store.Options{Dir: cfg.StateDir, Sink: d.sink, Log: d.log.Logger,
+	d.orders = admin.NewOrderCounter()
+	d.store, err = store.Open(ctx, store.Options{Dir: cfg.StateDir, Sink: event.Fanout{d.sink, d.orders}, Log: d.log.Logger,
 		Addresses: d.historyAddresses, Keep: cfg.History.Keep})
 	if err != nil {
 		return err

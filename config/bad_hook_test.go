@@ -14,6 +14,35 @@ client  = "web"
 stream  = "auth"
 `
 
+// rareHooks adds hooks with the keys that few need.
+const rareHooks = `[listen.http]
+address = "127.0.0.1:8025"
+clients = ["web", "signed"]
+trusted_proxies = ["127.0.0.1", "10.0.0.0/8"]
+tls     = "none"
+[client.web]
+token_files  = ["token", "t.token"]
+token_header = "x-api-key"
+streams      = ["auth"]
+[client.signed]
+streams = ["auth"]
+[hook.web]
+adapter = "native"
+client  = "web"
+stream  = "auth"
+from    = "\"Ex, \\\"ample\\\" ✉\" <No-Reply@AUTH.example.com>"
+recipient_limit = "none"
+ip_limit        = "5/1h30m"
+verdict_timeout = "10s"
+[hook.supabase]
+adapter = "supabase"
+client  = "signed"
+stream  = "auth"
+signing_secret_files = ["whsec"]
+link_base_url = "http://127.0.0.1:9999/"
+link_schemes  = ["COM.example.app"]
+`
+
 // hooked is the small config with aDoor, of which the first old becomes new.
 func hooked(more ...edit) []edit { return append([]edit{{"", aDoor}}, more...) }
 

@@ -135,7 +135,7 @@ func TestASmallConfigLoadsWithTheDefaultsOfEachKind(t *testing.T) {
 }
 
 // exampleFiles are the keys and secrets that config.example.toml names.
-var exampleFiles = []string{"keys/auth.gp1.pem", "keys/marketing.gp1.pem", "esp-auth.password", "esp-marketing.password", "billing.password"}
+var exampleFiles = []string{"keys/auth.gp1.pem", "keys/marketing.gp1.pem", "esp-auth.password", "esp-marketing.password", "billing.password", "logto.token"}
 
 func readExample(t *testing.T) string {
 	t.Helper()
@@ -164,7 +164,7 @@ func TestTheExampleLoadsAndTheDefaultsItNamesAreTheDefaults(t *testing.T) {
 
 func TestWhatTheExampleNamesWithoutDefaultIsAKeyToo(t *testing.T) {
 	dir, text := t.TempDir(), readExample(t)
-	write(t, dir, append(exampleFiles, "esp-auth.token", "templates/SignIn/en.txt")...)
+	write(t, dir, append(exampleFiles, "esp-auth.token", "zitadel.secret", "templates/SignIn/en.txt")...)
 	writeCertificate(t, dir, "gw", certificateFor("gw.example.com"))
 	all := regexp.MustCompile(`(?m)^# e\.g\. (\w+ = )`).ReplaceAllString(text, "$1")
 	all = strings.NewReplacer(`"ca.pem"`, `"gw.pem"`, `"clients-ca.pem"`, `"gw.pem"`).Replace(all)
@@ -177,6 +177,8 @@ func TestWhatTheExampleNamesWithoutDefaultIsAKeyToo(t *testing.T) {
 		"has no meaning where the address is not unix:PATH",
 		`client "billing" has tls_names, but the listener has no tls_client_ca_file`,
 		`does not go with auth "xoauth2"`,
+		`has no place where adapter is "logto", whose requests are not signed`,
+		`has no place where adapter is "logto", whose requests hold whole links`,
 	}
 	if !slices.Equal(texts, want) {
 		t.Errorf("told %q, want %q", texts, want)
@@ -186,8 +188,10 @@ func TestWhatTheExampleNamesWithoutDefaultIsAKeyToo(t *testing.T) {
 func TestTheEffectiveConfigLoadsToTheSameConfig(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, append(exampleFiles, "auth.pem", "marketing.pem", "t.token", "p")...)
+	writeSecrets(t, dir)
 	for name, text := range map[string]string{
 		"small":   show2,
+		"hooks":   show2 + rareHooks,
 		"example": readExample(t),
 		"rare keys": strings.NewReplacer(
 			`dkim    = { selector = "gp1", key_file = "auth.pem" }`,
