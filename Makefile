@@ -4,6 +4,7 @@
 # make bench   gatepost beside Postfix + OpenDKIM; see bench/run.sh
 # make man     the man pages of all commands, into bin/man
 # make microbench   the benchmarks inside the packages
+# make screenshots  pictures of the built-in templates for the docs; fails where one cannot be read (chromium, node)
 # make chaos   the tests of the whole program with many more kills, longer outages and longer queues
 
 SHELL     := /bin/bash
@@ -20,7 +21,7 @@ MODULES := dkim:python3-dkim nacl:python3-nacl seccomp:python3-seccomp
 PERL := Net::SSLeay:libnet-ssleay-perl
 JARS := jakarta-mail:libjakarta-mail-java
 
-.PHONY: build man test check go-test fuzz bench microbench chaos peers clean
+.PHONY: build man test check go-test fuzz bench microbench screenshots chaos peers clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/gatepost .
@@ -56,6 +57,10 @@ bench: build
 
 microbench:
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
+
+# Needs the Debian packages chromium, nodejs and fonts-noto-cjk.
+screenshots: build
+	node scripts/screenshots.mjs bin/gatepost docs/templates
 
 chaos: peers
 	GATEPOST_CHAOS=1 $(GO) test -race -count=1 -timeout 120m -v -skip 'WhateverFloodsIn' ./test

@@ -22,7 +22,7 @@ func (a *app) checkCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&offline, "offline", false, "leave out DNS and logins")
 	cmd.RunE = run(func(ctx context.Context, _ []string) error {
-		cfg, err := config.Load(a.file())
+		cfg, err := loadConfig(a.file())
 		if err != nil {
 			return a.checkFailed(err)
 		}

@@ -81,7 +81,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVarP(&a.configFile, "config", "c", "", "`file` (./gatepost.toml, else "+systemConfig+")")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	root.AddCommand(a.serveCmd(), a.checkCmd(), a.sendCmd(), a.traceCmd(), a.queueCmd(), a.statusCmd(), a.statsCmd(), a.dkimCmd(),
-		a.configCmd(), a.reloadCmd(), a.hashPasswordCmd(), a.demoCmd(), a.versionCmd(), a.manCmd())
+		a.configCmd(), a.templateCmd(), a.reloadCmd(), a.hashPasswordCmd(), a.demoCmd(), a.versionCmd(), a.manCmd())
 	return root
 }
 

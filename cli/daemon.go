@@ -98,11 +98,9 @@ func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
 	}
 	d.budget, d.connections = ingress.NewBudget(cfg.Limits.BytesInFlight), ingress.NewConnections(d.maxConnections)
 	d.limits = ingress.NewLimits()
-	before := len(cfg.Warnings)
-	if d.templates, err = loadTemplates(cfg); err != nil {
+	if d.templates, err = doorTemplates(cfg); err != nil {
 		return err
 	}
-	d.warn(cfg.Warnings[before:])
 	doors, err := d.openDoors(ctx, cfg, nil)
 	if err != nil {
 		return err

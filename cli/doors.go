@@ -51,17 +51,16 @@ func (d *daemon) openDoors(ctx context.Context, cfg *config.Config, open []door)
 	return doors, nil
 }
 
-// loadTemplates reads the templates that the HTTP door fills in; none where nobody would use them. All that is wrong with
-// them is told.
-func loadTemplates(cfg *config.Config) (ingress.Templates, error) {
-	if len(cfg.Hook) == 0 && cfg.Templates.Dir == "" {
+// doorTemplates reads the templates that the HTTP door fills in; nil where nobody would use them. loadConfig has told
+// what is wrong with them.
+func doorTemplates(cfg *config.Config) (ingress.Templates, error) {
+	if len(cfg.Hook) == 0 {
 		return nil, nil
 	}
 	t, err := compose.Load(cfg.Templates, slices.Sorted(maps.Keys(cfg.Upstream)))
 	if err != nil {
 		return nil, err
 	}
-	cfg.Warnings = append(cfg.Warnings, t.Warnings...)
 	return ingress.NewTemplates(t), nil
 }
 

@@ -46,29 +46,24 @@ func (d *daemon) reload(ctx context.Context) (admin.Reloaded, error) {
 		d.log.LogAttrs(ctx, slog.LevelError, "reload failed, the config in force stays", slog.String("err", strings.ReplaceAll(err.Error(), "\n", "; ")))
 		return admin.Reloaded{}, refusedReload(err)
 	}
-	d.warn(cfg.Warnings)
+	for _, w := range cfg.Warnings {
+		d.log.LogAttrs(ctx, slog.LevelWarn, "config warning", slog.String("text", w.Error()), slog.String("hint", w.Hint))
+	}
 	done, err := d.changes(ctx, old.cfg, cfg)
 	d.log.LogAttrs(ctx, slog.LevelInfo, "config reloaded", slog.Int("changes", done.Count()), slog.Int("held", done.Held))
 	return done, err
 }
 
-// warn tells the log what works, but somebody should know.
-func (d *daemon) warn(warnings []*config.Problem) {
-	for _, w := range warnings {
-		d.log.LogAttrs(context.Background(), slog.LevelWarn, "config warning", slog.String("text", w.Error()), slog.String("hint", w.Hint))
-	}
-}
-
 // replace does the work of reload and returns the config that holds now.
 func (d *daemon) replace(ctx context.Context, old *setup) (*config.Config, error) {
-	cfg, err := config.Load(old.cfg.File)
+	cfg, err := loadConfig(old.cfg.File)
 	if err != nil {
 		return nil, err
 	}
 	if err := errors.Join(fixed(old.cfg, cfg), takenPorts(old.doors, cfg)); err != nil {
 		return nil, err
 	}
-	templates, err := loadTemplates(cfg)
+	templates, err := doorTemplates(cfg)
 	if err != nil {
 		return nil, err
 	}

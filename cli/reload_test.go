@@ -62,6 +62,30 @@ func TestAReloadChangesAStreamWithoutCuttingAnybody(t *testing.T) {
 	}
 }
 
+func TestBrokenTemplatesChangeNothingAndAreToldWithTheirLines(t *testing.T) {
+	g := newGateway(t)
+	g.start()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "SignIn"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "SignIn", "en.html")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("<p>{{ code }}</p>\n<script>{{ code }}</script>")
+	g.replace("[listen.smtp]", fmt.Sprintf("[templates]\ndir = %q\n[listen.smtp]", dir))
+	if r := g.run("reload"); r.code != exitConfig || !strings.Contains(r.err, file+":2: ") {
+		t.Errorf("broken templates end a reload with %d: %s", r.code, r.err)
+	}
+	g.queued("127.0.0.1", fromAuth, "ann@example.org")
+	write("<p>{{ code }}</p>")
+	g.ok("reload")
+}
+
 func TestABrokenConfigChangesNothingAndIsToldWithItsLines(t *testing.T) {
 	g := newGateway(t)
 	g.start()

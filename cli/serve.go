@@ -25,10 +25,11 @@ func (a *app) serveCmd() *cobra.Command {
 		Short: "Run the daemon in the foreground",
 		Args:  takesNothing,
 		RunE: run(func(ctx context.Context, _ []string) error {
-			cfg, err := a.load()
+			cfg, err := loadConfig(a.file())
 			if err != nil {
 				return err
 			}
+			a.printProblems(cfg.Warnings)
 			return a.serve(ctx, cfg)
 		}),
 	}

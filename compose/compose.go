@@ -69,10 +69,10 @@ type Mail struct {
 	Locale   language.Tag // of the template
 	From, To message.Address
 	Subject  string
-	Text     string      // the part in plain text
-	HTML     string      // the part in HTML; "" where the template has none
-	Raw      message.Raw // 7-bit but for addresses that are not ASCII; header fields may still be added in front
-	Provided map[string]Provided
+	Text     string              // the part in plain text
+	HTML     string              // the part in HTML; "" where the template has none
+	Raw      message.Raw         // 7-bit but for addresses that are not ASCII
+	Provided map[string]Provided // by name of the upstream
 }
 
 // Provided is a template kept at an upstream, with what fills it in. Name and Variables hold what the mail holds: they
@@ -137,17 +137,17 @@ func (t *Templates) fill(m *Mail, from *template, v *values) error {
 			return err
 		}
 	}
-	switch {
-	case from.text != nil:
+	if from.text != nil {
 		m.Text, err = from.text.body(v)
-	default:
+	} else {
 		m.Text, err = textOf(m.HTML)
 	}
+	if err != nil {
+		return err
+	}
+	m.Provided = make(map[string]Provided, len(from.upstream))
 	for name, p := range from.upstream {
-		if m.Provided == nil {
-			m.Provided = map[string]Provided{}
-		}
 		m.Provided[name] = p.fill(v, from.locale)
 	}
-	return err
+	return nil
 }

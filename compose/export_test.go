@@ -1,7 +1,5 @@
 package compose
 
-import "golang.org/x/text/language"
-
 // What tests hold on its own.
 var (
 	Contrast = contrast
@@ -36,6 +34,3 @@ func everything(src, value string) *values {
 	}
 	return &values{brand: brand}
 }
-
-// BuiltInLocales are the languages that every type has a built-in template in.
-func (t *Templates) Locales(kind string) []language.Tag { return t.types[kind].order }

@@ -23,7 +23,7 @@ func FuzzMarkup(f *testing.F) {
 		f.Add(src, `" x='y`+"`><b>--></style></title>javascript:")
 	}
 	f.Fuzz(func(t *testing.T, src, value string) {
-		if strings.ContainsRune(src, 0) || !utf8.ValidString(src) || strings.Contains(src, "\r") || len(src) > 10_000 {
+		if strings.ContainsRune(src, 0) || !utf8.ValidString(src) || strings.Contains(src, "\r") || len(src) > 4000 {
 			return // refused when it is read
 		}
 		plain, ok := compose.FillMarkup(src, "x")
@@ -37,9 +37,9 @@ func FuzzMarkup(f *testing.F) {
 		if got, want := shape(t, filled), shape(t, plain); got != want && clean(value) != "" {
 			t.Fatalf("%q with %q is\n%s\nnot of the shape\n%s", src, value, got, want)
 		}
+		before := strings.Join(links(t, plain), " ")
 		for _, link := range links(t, filled) {
-			before := links(t, plain)
-			if isScript(link) && !isScript(strings.Join(before, " ")) {
+			if isScript(link) && !isScript(before) {
 				t.Fatalf("%q with %q leads to %q", src, value, link)
 			}
 		}
@@ -79,6 +79,9 @@ func FuzzText(f *testing.F) {
 	f.Add(strings.Repeat("<div><b>", 300) + "x")
 	f.Add("<a href=\"https://example.com/\">here</a> <a href=#x>y</a> <img alt='logo'> <p hidden style='DISPLAY : none'>secret</p>")
 	f.Fuzz(func(t *testing.T, src string) {
+		if len(src) > 4000 {
+			return
+		}
 		text, err := compose.TextOf(src)
 		if err != nil {
 			return

@@ -171,7 +171,7 @@ func TestWhatAMailCannotDoWithoutIsNamedWhereItIsMissing(t *testing.T) {
 		"Welcome/en.txt":                 "Open {{ link }}\n", "Welcome/en.toml": "subject = \"Welcome\"",
 		"Hello/en.txt": "Hello\n", "Hello/en.toml": "subject = \"Hello\"",
 	})
-	const link = "is not an https URL, nor one of a scheme in link_schemes, of up to 2000 octets"
+	const link = "is not an https URL, nor one of a scheme in link_schemes, of up to 4000 octets"
 	for name, tt := range map[string]struct {
 		kind      string
 		variables map[string]any
@@ -191,7 +191,9 @@ func TestWhatAMailCannotDoWithoutIsNamedWhereItIsMissing(t *testing.T) {
 		"a link with quotes":                            {"OrganizationInvitation", map[string]any{"link": `https://app.example.com/"x`}, "link " + link},
 		"a link without a host":                         {"OrganizationInvitation", map[string]any{"link": "https:///x"}, "link " + link},
 		"a link that goes on":                           {"OrganizationInvitation", map[string]any{"link": "https://app.example.com/ x"}, "link " + link},
-		"a link as long as a book":                      {"OrganizationInvitation", map[string]any{"link": "https://app.example.com/" + strings.Repeat("x", 2000)}, "link " + link},
+		"a link as long as a book":                      {"OrganizationInvitation", map[string]any{"link": "https://app.example.com/" + strings.Repeat("x", 4000)}, "link " + link},
+		"a link with a long token":                      {"OrganizationInvitation", map[string]any{"link": "https://app.example.com/?t=" + strings.Repeat("x", 3900)}, ""},
+		"a code that nobody asked for":                  {"Hello", map[string]any{"code": strings.Repeat("x", 3900)}, ""},
 		"a relative link":                               {"OrganizationInvitation", map[string]any{"link": "/invitation"}, "link " + link},
 		"a link to an app":                              {"OrganizationInvitation", map[string]any{"link": "com.example.app://invitation?t=1"}, ""},
 		"a link to another app":                         {"OrganizationInvitation", map[string]any{"link": "com.other.app://invitation?t=1"}, "link " + link},
@@ -258,6 +260,36 @@ func TestPlaceholdersReadAsLogtoReadsThem(t *testing.T) {
 	}
 	if len(all.Warnings) == 0 {
 		t.Error("nobody is told of {{a-b}} and {{#if x}}")
+	}
+}
+
+func TestALongLinkIsWhole(t *testing.T) {
+	all := load(t, nil)
+	link := "https://app.example.com/?t=" + strings.Repeat("x", 3900)
+	m := render(t, all, request("OrganizationInvitation", map[string]any{"link": link}))
+	if !strings.Contains(m.Text, link+"\n") || strings.Count(m.HTML, link) != 2 {
+		t.Errorf("the link was cut:\n%s", m.Text)
+	}
+	checkWire(t, "a long link", m.Raw)
+}
+
+func TestATemplatesOwnLinkIsLedNowhereElse(t *testing.T) {
+	for name, tt := range map[string]struct{ href, value, want string }{
+		"a host":                      {"https://{{ v }}/x", "eu.example.com:8443", "https://eu.example.com:8443/x"},
+		"a host with a path":          {"https://{{ v }}/x", "evil.example/", ""},
+		"part of a host":              {"https://{{ v }}.example.com/", "eu", "https://eu.example.com/"},
+		"more of a host":              {"https://example.com{{ v }}", ".evil.example", ""},
+		"a path behind a host":        {"https://example.com{{ v }}", "/welcome", "https://example.com/welcome"},
+		"a slash and another":         {"/{{ v }}", "/evil.example/", ""},
+		"an app's link":               {"com.example.app://open?code={{ v }}", "1 2", "com.example.app://open?code=1%202"},
+		"an address with a parameter": {"mailto:{{ v }}", "a@b.example?bcc=c@d.example", "mailto:a@b.example%3Fbcc%3Dc@d.example"},
+		"a fragment":                  {"#{{ v }}", "x", "#x"},
+	} {
+		all := load(t, map[string]string{"SignIn/en.html": `<body>{{ code }}<a href="` + tt.href + `">x</a></body>`})
+		m := render(t, all, request("SignIn", map[string]any{"code": "1", "v": tt.value}))
+		if got := links(t, m.HTML); len(got) != 1 || got[0] != tt.want {
+			t.Errorf("%s: %s with %q leads to %q, want %q", name, tt.href, tt.value, got, tt.want)
+		}
 	}
 }
 

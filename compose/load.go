@@ -133,7 +133,9 @@ func (l *loader) checkType(name string) bool {
 	if _, known := builtInType(name); known {
 		return true
 	}
+	var names []string
 	for _, t := range types {
+		names = append(names, t.Name)
 		if strings.EqualFold(t.Name, name) {
 			l.bad(l.at(name), 0, "", fmt.Sprintf("rename it to %s", t.Name), "is the type %s but for its case, so it would never be used", t.Name)
 			return false
@@ -142,10 +144,6 @@ func (l *loader) checkType(name string) bool {
 	if strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" || len(name) > 64 {
 		l.bad(l.at(name), 0, "", "use up to 64 letters, digits, -, _ and .", "cannot be a type")
 		return false
-	}
-	var names []string
-	for _, t := range types {
-		names = append(names, t.Name)
 	}
 	l.warn(l.at(name), 0, "the types of Logto are "+strings.Join(names, ", "), "is a type of your own: only mail of exactly this type uses it")
 	return true

@@ -186,22 +186,6 @@ func (p *markupParser) tag(from, to int, name string) {
 	}
 }
 
-// schemeOf returns the scheme that the value of an attribute starts with, as browsers read it: white space and control
-// characters do not count.
-func schemeOf(value string) string {
-	value = strings.Map(func(r rune) rune {
-		if r <= ' ' || r == '"' || r == '\'' {
-			return -1
-		}
-		return r
-	}, html.UnescapeString(value))
-	scheme, _, found := strings.Cut(value, ":")
-	if !found {
-		return ""
-	}
-	return strings.ToLower(scheme)
-}
-
 // checkWhole refuses a placeholder of the tag src[from:to] that is in none of its slots: it stands in the tag's name, or
 // without quotes, so that the white space in it ends the value.
 func (p *markupParser) checkWhole(from, to int, slots markup) {
@@ -227,8 +211,8 @@ func (p *markupParser) attribute(tag, name string, from, to int) {
 	if prefixed {
 		name = local
 	}
-	if slices.Contains(urlAttributes, name) && isScript(schemeOf(value)) {
-		p.bad(from, "%s of <%s> leads to a %s: URL, which no mail program opens", name, tag, schemeOf(value))
+	if scheme := schemeOf(value); slices.Contains(urlAttributes, name) && isScript(scheme) && (scheme != "data" || placeholder.MatchString(value)) {
+		p.bad(from, "%s of <%s> leads to a %s: URL, which no mail program opens", name, tag, scheme)
 	}
 	if !placeholder.MatchString(value) {
 		p.literal(value)
@@ -311,87 +295,4 @@ func (v *values) style(path string) string {
 		return s
 	}
 	return ""
-}
-
-// url returns an attribute's value that is a URL. Where the template leaves open where it leads, the whole must be a link
-// or becomes empty; behind that values are escaped as parts of a URL.
-func (v *values) url(parts plain) string {
-	var b strings.Builder
-	open := true // the scheme is not settled
-	for i, q := range parts {
-		if q.path == "" {
-			literal := html.UnescapeString(q.literal)
-			b.WriteString(literal)
-			if i == 0 && strings.ContainsAny(strings.TrimSpace(literal), ":/?#") {
-				open = false
-			}
-			continue
-		}
-		s, before := v.text(q.path), b.String()
-		switch {
-		case strings.TrimSpace(before) == "":
-			b.WriteString(s)
-		case !staysInHost(before, s):
-			return ""
-		case strings.ContainsAny(before, "?#"):
-			b.WriteString(escapeURL(s, ""))
-		default:
-			b.WriteString(escapeURL(s, inPath(before)))
-		}
-	}
-	s := strings.TrimSpace(b.String())
-	if open && !v.isLink(s) {
-		return ""
-	}
-	return s
-}
-
-// hostBegun is a URL that is written up to its host: group 1 is what there is of it.
-var hostBegun = regexp.MustCompile(`(?i)^\s*(?:[a-z][a-z0-9+.-]*:)?//([^/?#]*)$`)
-
-// hostValue is a host, with or without port.
-var hostValue = regexp.MustCompile(`^[A-Za-z0-9.-]+(:[0-9]+)?$`)
-
-// staysInHost reports whether s may be written behind before without making another host of one that the template names.
-func staysInHost(before, s string) bool {
-	m := hostBegun.FindStringSubmatch(before)
-	switch {
-	case m == nil || s == "":
-		return true
-	case m[1] == "":
-		return hostValue.MatchString(s)
-	}
-	return strings.IndexByte("/?#", s[0]) >= 0
-}
-
-// inPath returns the reserved characters that a value may hold behind before, outside of a query. An @ would make a user
-// name of the host in front of it, but in a mail address it has its place.
-func inPath(before string) string {
-	if strings.HasPrefix(strings.ToLower(strings.TrimSpace(before)), "mailto:") {
-		return "@+"
-	}
-	return "/:!$&'()*+,;="
-}
-
-// escaped is what percent-encoding looks like (RFC 3986 §2.1).
-var escaped = regexp.MustCompile(`^%[0-9A-Fa-f]{2}`)
-
-// escapeURL percent-encodes all of s but unreserved characters (RFC 3986 §2.3), those in also, and what is encoded
-// already: auth servers send both.
-func escapeURL(s, also string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		switch {
-		case c == '%' && escaped.MatchString(s[i:]), isUnreserved(c), strings.IndexByte(also, c) >= 0:
-			b.WriteByte(c)
-		default:
-			fmt.Fprintf(&b, "%%%02X", c)
-		}
-	}
-	return b.String()
-}
-
-func isUnreserved(c byte) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~", c) >= 0
 }

@@ -49,7 +49,7 @@ func cutAll(v any) any {
 // fill returns what the provider is given: all that came with the request, as Logto's connectors send it, the language of
 // the template, the brand, and over them the variables that the template names.
 func (p *provided) fill(v *values, locale language.Tag) Provided {
-	all, _ := bounded(v.variables, 0).(map[string]any)
+	all, _ := v.bounded(v.variables, 0).(map[string]any)
 	if all == nil {
 		all = map[string]any{}
 	}
@@ -88,15 +88,18 @@ func fillAll(value any, v *values) any {
 }
 
 // bounded copies a JSON value with clean strings, to a bounded depth and width.
-func bounded(value any, depth int) any {
+func (v *values) bounded(value any, depth int) any {
 	switch value := value.(type) {
 	case string:
+		if v.isLink(value) {
+			return value
+		}
 		return clean(value)
 	case map[string]any:
 		m := map[string]any{}
 		for _, key := range slices.Sorted(maps.Keys(value)) {
 			if depth < maxPath && len(m) < maxMembers {
-				m[clean(key)] = bounded(value[key], depth+1)
+				m[clean(key)] = v.bounded(value[key], depth+1)
 			}
 		}
 		return m
@@ -104,7 +107,7 @@ func bounded(value any, depth int) any {
 		list := []any{}
 		for _, e := range value[:min(len(value), maxMembers)] {
 			if depth < maxPath {
-				list = append(list, bounded(e, depth+1))
+				list = append(list, v.bounded(e, depth+1))
 			}
 		}
 		return list

@@ -24,9 +24,10 @@ type textWriter struct {
 	b     strings.Builder
 	lines int  // owed
 	space bool // owed
-	pre   bool
+	pre   bool // inside <pre>, where white space stands as it is
 }
 
+// node writes what n says.
 func (w *textWriter) node(n *nethtml.Node) {
 	switch n.Type {
 	case nethtml.TextNode:
@@ -40,13 +41,13 @@ func (w *textWriter) node(n *nethtml.Node) {
 		return
 	}
 	before, after := spacing(n.DataAtom)
-	w.break_(before)
+	w.endLines(before)
 	w.open(n)
 	for c := range n.ChildNodes() {
 		w.node(c)
 	}
 	w.close(n)
-	w.break_(after)
+	w.endLines(after)
 }
 
 // open writes what an element itself stands for.
@@ -68,6 +69,7 @@ func (w *textWriter) open(n *nethtml.Node) {
 	}
 }
 
+// close writes what belongs behind the contents of an element.
 func (w *textWriter) close(n *nethtml.Node) {
 	switch n.DataAtom {
 	case atom.A:
@@ -122,8 +124,10 @@ func (w *textWriter) settle() {
 	w.lines, w.space = 0, false
 }
 
-func (w *textWriter) break_(lines int) { w.lines = max(w.lines, lines) }
+// endLines owes at least that many line ends.
+func (w *textWriter) endLines(lines int) { w.lines = max(w.lines, lines) }
 
+// isHTMLSpace tells of ASCII white space: a no-break space is a character like others.
 func isHTMLSpace(r rune) bool { return r == ' ' || r == '\n' || r == '\t' || r == '\r' || r == '\f' }
 
 // spacing returns the line ends before and after an element.

@@ -1,10 +1,7 @@
 package compose
 
 import (
-	"net/netip"
-	"net/url"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -15,7 +12,7 @@ import (
 const (
 	maxValue   = 1000 // characters of a value; more are cut off
 	maxCode    = 64   // octets of a code
-	maxLink    = 2000 // octets of a link
+	maxLink    = 4000 // octets of a link: some hold a signed token
 	maxLine    = 250  // characters of a header field
 	maxPath    = 8    // names in a placeholder, and levels of what a provider is given
 	maxMembers = 200  // of one object or list that a provider is given
@@ -36,18 +33,25 @@ type values struct {
 func (t *Templates) values(kind Type, found *template, r *Request) (*values, error) {
 	v := &values{r.Variables, t.brand, r.LinkSchemes}
 	for _, name := range []string{"code", "link"} {
+		used := found.names(name) || len(found.upstream) > 0
 		needed := kind.Needs == name || kind.Needs == "" && found.names(name)
 		s := v.get(name)
 		switch {
 		case s == "" && needed:
 			return nil, bad(name, "is missing: a mail of type %s is of no use without it", kind.Name)
-		case name == "code" && (len(s) > maxCode || clean(s) != s):
+		case s == "" || !used:
+		case name == "code" && !isCode(s):
 			return nil, bad(name, "is longer than %d octets or has control characters", maxCode)
-		case name == "link" && s != "" && (needed || found.names(name) || len(found.upstream) > 0) && !v.isLink(s):
+		case name == "link" && !v.isLink(s):
 			return nil, bad(name, "is not an https URL, nor one of a scheme in link_schemes, of up to %d octets", maxLink)
 		}
 	}
 	return v, nil
+}
+
+// isCode reports whether s can be shown in full and typed in.
+func isCode(s string) bool {
+	return len(s) <= maxCode && !strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) || isInvisible(r) })
 }
 
 // get returns what the variable at a dotted path says, as Logto would print it: "" for what is missing, null or an object.
@@ -105,12 +109,21 @@ func printed(v any, depth int) string {
 	return ""
 }
 
-// text returns the value at path as one line of bounded length.
-func (v *values) text(path string) string { return clean(v.get(path)) }
+// text returns the value at path as one line of bounded length. A link is whole or of no use.
+func (v *values) text(path string) string {
+	s := v.get(path)
+	if v.isLink(s) {
+		return s
+	}
+	return clean(s)
+}
 
 // clean makes of s one line that cannot change how what stands around it is read: white space and control characters
 // become single spaces, characters that turn the direction of what follows (UAX #9 §2) go, and so does what is too long.
-func clean(s string) string {
+func clean(s string) string { return cleanUpTo(s, maxValue) }
+
+// cleanUpTo is clean for another number of characters.
+func cleanUpTo(s string, most int) string {
 	var b strings.Builder
 	n, space := 0, false
 	for _, r := range s {
@@ -120,7 +133,7 @@ func clean(s string) string {
 			continue
 		case isInvisible(r):
 			continue
-		case n == maxValue:
+		case n == most:
 			return b.String() + "…"
 		}
 		if space && n > 0 {
@@ -138,29 +151,4 @@ func clean(s string) string {
 func isInvisible(r rune) bool {
 	return r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069' || r == '\ufeff' || r == utf8.RuneError || r&0xfffe == 0xfffe ||
 		r >= 0xfdd0 && r <= 0xfdef || r >= 0xe0000 && r <= 0xe007f
-}
-
-// isLink reports whether s is a URL that a mail may lead to: https, plain http to this machine, or a scheme that the
-// caller allows. A user name in front of the host is how one host is dressed up as another.
-func (v *values) isLink(s string) bool {
-	if len(s) > maxLink || clean(s) != s || strings.ContainsAny(s, " \\\"'<>`{}|^") {
-		return false
-	}
-	u, err := url.Parse(s)
-	if err != nil || u.User != nil {
-		return false
-	}
-	switch {
-	case u.Scheme == "https":
-		return u.Hostname() != ""
-	case u.Scheme == "http":
-		addr, err := netip.ParseAddr(u.Hostname())
-		return u.Hostname() == "localhost" || err == nil && addr.IsLoopback() || slices.Contains(v.schemes, "http") && u.Hostname() != ""
-	}
-	return u.Scheme != "" && !isScript(u.Scheme) && slices.Contains(v.schemes, u.Scheme)
-}
-
-// isScript tells of the schemes whose URLs run or hold what they lead to.
-func isScript(scheme string) bool {
-	return slices.Contains([]string{"javascript", "vbscript", "data", "blob", "file", "about"}, strings.ToLower(scheme))
 }

@@ -34,6 +34,12 @@ var badTemplates = map[string]badConfig{
 			"39: templates.sender_name: is empty",
 		},
 	},
+	"a sender that passes for an address": {
+		[]edit{{"", "[templates]\nsender_name = \"Help ﹫ bank.example\"\n"}},
+		[]string{
+			`37: templates.sender_name: "Help ﹫ bank.example" looks like an address, which no display name may`,
+		},
+	},
 	"a logo with a script": {
 		[]edit{{"", "[templates]\napp_logo = \"javascript:alert(1)\"\n"}},
 		[]string{

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 
 	"golang.org/x/text/language"
 )
@@ -33,6 +34,9 @@ func (l *loader) templates(t *table) Templates {
 			t.bad(t.at("default_locale"), `write a BCP 47 tag, as in "en" or "pt-BR"`, "%q is not a language", s)
 		}
 		p.DefaultLocale = tag.String()
+	}
+	if strings.ContainsAny(p.SenderName, "@＠﹫") {
+		t.bad(t.at("sender_name"), "leave the address out; it is the sender's own already", "%q looks like an address, which no display name may", p.SenderName)
 	}
 	if u, err := url.Parse(p.AppLogo); p.AppLogo != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil) {
 		t.bad(t.at("app_logo"), `mail programs load pictures from the web: app_logo = "https://example.com/logo.png"`, "%q is not an https URL", p.AppLogo)
