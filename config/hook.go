@@ -221,15 +221,15 @@ func (t *table) rate(key string, def Rate) Rate {
 		return def
 	}
 	const hint = `write "10/10m" for ten in ten minutes, or "none"`
-	s, ok := v.(string)
-	if !ok {
+	if _, ok := v.(string); !ok {
 		t.wrongType(t.at(key), v, "a limit", hint)
 		return def
 	}
-	if s = t.text(key); s == "" {
+	s := t.text(key)
+	switch s {
+	case "":
 		return def
-	}
-	if s == "none" {
+	case "none":
 		return Rate{}
 	}
 	count, per, ok := strings.Cut(s, "/")

@@ -100,6 +100,7 @@ type HTTP struct {
 	settings atomic.Pointer[httpSettings]
 	server   *http.Server
 	places   *places
+	unused   unused
 	draining atomic.Bool
 	turned   rate.Sometimes  // lines about requests of strangers: a flood must not fill the log
 	life     context.Context // given to Accept: outlives callers and the stop signal, ends when connections are cut
@@ -142,6 +143,7 @@ func NewHTTP(o HTTPOptions) (*HTTP, error) {
 		IdleTimeout:       o.Timeouts.Idle,
 		MaxHeaderBytes:    32 << 10,
 		ConnContext:       withConn,
+		ConnState:         h.unused.note,
 		ErrorLog:          slog.NewLogLogger(o.Log.With("listener", o.Listen).Handler(), slog.LevelDebug),
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100},
 	}
@@ -202,10 +204,13 @@ func (h *HTTP) Serve(ctx context.Context, ln net.Listener) error {
 	case err = <-served:
 		err = fmt.Errorf("listen %s: accept connections: %w", h.Listen, err)
 	case <-ctx.Done():
-		h.draining.Store(true)
 		l.stop()
-		<-served // the listener ends on purpose
+		<-served
 	}
+	if ctx.Err() != nil {
+		err = nil // the listener was closed on purpose
+	}
+	h.draining.Store(true)
 	return errors.Join(err, h.drain())
 }
 
@@ -213,6 +218,7 @@ func (h *HTTP) Serve(ctx context.Context, ln net.Listener) error {
 // its way there, which whoever sent it would lose.
 func (h *HTTP) drain() error {
 	waitFor(h.places.empty(), h.Timeouts.Linger)
+	h.unused.close()
 	ctx, cancel := context.WithTimeout(context.Background(), h.Timeouts.Drain)
 	defer cancel()
 	if h.server.Shutdown(ctx) == nil {

@@ -24,6 +24,7 @@ import (
 type httpListener struct {
 	net.Listener
 	door   *HTTP
+	until  atomic.Int64 // when Accept ends at the latest, in nanoseconds; 0 while it goes on
 	closed sync.Once
 	err    error
 }
@@ -31,8 +32,11 @@ type httpListener struct {
 // lingerTime is how long a connection that broke is read from.
 const lingerTime = 500 * time.Millisecond
 
-// settleTime is how long a listener that stops has nobody new until it is closed.
-const settleTime = 50 * time.Millisecond
+// A listener that stops is closed once it has nobody new for settleTime, or after settleMost.
+const (
+	settleTime = 50 * time.Millisecond
+	settleMost = 300 * time.Millisecond
+)
 
 // Accept implements net.Listener. What it returns is a *httpConn, or TLS on one.
 func (l *httpListener) Accept() (net.Conn, error) {
@@ -41,8 +45,8 @@ func (l *httpListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, l.ended(err)
 		}
-		if l.door.draining.Load() {
-			l.setDeadline(time.Now().Add(settleTime))
+		if until := l.until.Load(); until > 0 {
+			l.setDeadline(earlier(time.Now().Add(settleTime), time.Unix(0, until)))
 		}
 		c := l.door.newHTTPConn(raw)
 		if !c.enter() {
@@ -74,6 +78,8 @@ func (l *httpListener) stop() {
 		return
 	}
 	refuseNew(l.Listener)
+	l.until.Store(time.Now().Add(settleMost).UnixNano())
+	l.door.draining.Store(true)
 	if !l.setDeadline(time.Now().Add(settleTime)) {
 		l.Close()
 	}
@@ -251,6 +257,41 @@ func withConn(ctx context.Context, conn net.Conn) context.Context {
 		conn = t.NetConn()
 	}
 	return context.WithValue(ctx, connKey{}, conn)
+}
+
+// unused holds the connections on which no request has come whole yet. http.Server.Shutdown would wait for them.
+type unused struct {
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
+}
+
+// note is an http.Server.ConnState.
+func (u *unused) note(c net.Conn, state http.ConnState) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if state != http.StateNew {
+		delete(u.conns, c)
+		return
+	}
+	if u.conns == nil {
+		u.conns = map[net.Conn]struct{}{}
+	}
+	u.conns[c] = struct{}{}
+}
+
+// close closes those on which not an octet has come.
+func (u *unused) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for c := range u.conns {
+		raw := c
+		if t, ok := c.(*tls.Conn); ok {
+			raw = t.NetConn()
+		}
+		if raw.(*httpConn).idle.Load() {
+			raw.Close()
+		}
+	}
 }
 
 // places counts the connections of an HTTP door.

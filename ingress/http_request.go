@@ -78,16 +78,14 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		a = q.refuse(err)
 	}
-	if !errors.Is(err, errGone) {
-		q.respond(a)
-	}
+	q.respond(a) // also where nobody may be there: without a word of ours net/http says 200
 }
 
 func (h *HTTP) newRequest(w http.ResponseWriter, r *http.Request) *request {
 	c, _ := r.Context().Value(connKey{}).(*httpConn)
 	q := &request{door: h, set: h.settings.Load(), w: w, r: r, conn: c, began: time.Now(), peer: c.peer, remote: c.remote,
 		read: r.Body == nil || r.Body == http.NoBody}
-	if at := c.begun.Load(); r.ProtoMajor == 1 && at > 0 {
+	if at := c.begun.Swap(0); r.ProtoMajor == 1 && at > 0 { // 0 where it came with the one before
 		q.began = time.Unix(0, at)
 	}
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
@@ -283,7 +281,7 @@ func (q *request) body() ([]byte, error) {
 // broken says what it means that a body ended before its time: a caller that left, or framing that is no HTTP.
 func (q *request) broken(err error) error {
 	if q.r.Context().Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.Join(errGone, err)
+		return errors.Join(errGone, fail(http.StatusBadRequest, "The request cannot be used: its body broke off.", err))
 	}
 	return fail(http.StatusBadRequest, "The request cannot be used: its body is broken.", err)
 }

@@ -548,9 +548,59 @@ func TestACallerThatLeavesInsideItsRequestMakesNoMail(t *testing.T) {
 	fmt.Fprint(conn, head(authorised, fmt.Sprintf("Content-Length: %d\r\n", len(logtoBody)+1))+logtoBody)
 	conn.Close()
 	eventuallyHTTP(t, func() bool { return strings.Contains(d.log.String(), "caller left") })
+	if got := d.raw(t, head(authorised, "Content-Length: 500\r\n")+logtoBody); !strings.HasPrefix(got, "HTTP/1.1 400 ") || !strings.Contains(got, "Connection: close") {
+		t.Errorf("one that waits for the answer gets %q", got)
+	}
+	if got := d.raw(t, head(authorised, "Transfer-Encoding: chunked\r\n")+"5\r\n{\"to\""); !strings.HasPrefix(got, "HTTP/1.1 400 ") {
+		t.Errorf("one that breaks off inside a chunk gets %q", got)
+	}
 	if n := len(d.caller.submissions()); n != 0 {
 		t.Errorf("%d mails were made", n)
 	}
+}
+
+func TestASilentConnectionDoesNotHoldUpTheStop(t *testing.T) {
+	d := openHTTP(t, nil, nil)
+	conn := dialHTTP(t, d)
+	defer conn.Close()
+	eventuallyHTTP(t, func() bool { return d.places.count() == 1 })
+	begun := time.Now()
+	d.stop()
+	if err := d.wait(t); err != nil || time.Since(begun) > 1500*time.Millisecond {
+		t.Errorf("the stop took %v and returned %v", time.Since(begun), err)
+	}
+}
+
+func TestAStopEndsAlsoWhileCallersKeepComing(t *testing.T) {
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := openHTTP(t, ln, nil)
+	end := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-end:
+					return
+				default:
+				}
+				if conn, err := net.Dial("unix", ln.Addr().String()); err == nil {
+					conn.Close()
+				}
+			}
+		})
+	}
+	time.Sleep(50 * time.Millisecond)
+	begun := time.Now()
+	d.stop()
+	if err := d.wait(t); err != nil || time.Since(begun) > 3*time.Second {
+		t.Errorf("the stop took %v and returned %v", time.Since(begun), err)
+	}
+	close(end)
+	wg.Wait()
 }
 
 func eventuallyHTTP(t testing.TB, ok func() bool) {
