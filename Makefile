@@ -16,7 +16,7 @@ BENCHTIME ?= 2s
 # What the tests need and meet as real peers: a command, a module of Debian's own Python or Perl, or a jar, and the
 # package that has it.
 PEERS := gcc:build-essential swaks:swaks curl:curl postfix:postfix strace:strace bwrap:bubblewrap haproxy:haproxy \
-         systemd-analyze:systemd systemd-socket-activate:systemd node:nodejs npm:npm javac:default-jdk-headless
+         systemd-analyze:systemd systemd-socket-activate:systemd node:nodejs npm:npm openssl:openssl javac:default-jdk-headless
 MODULES := dkim:python3-dkim nacl:python3-nacl seccomp:python3-seccomp
 PERL := Net::SSLeay:libnet-ssleay-perl
 JARS := jakarta-mail:libjakarta-mail-java

@@ -109,7 +109,7 @@ func TestEveryFileThatTheDocsLinkToIsThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, doc := range append(pages, "../README.md", "../CONTRIBUTING.md", "../docs/cli.md", "../docs/config.md", "../docs/operating.md", "../docs/architecture.md", "../docs/templates.md") {
+	for _, doc := range append(pages, "../README.md", "../CONTRIBUTING.md", "../docs/cli.md", "../docs/config.md", "../docs/operating.md", "../docs/architecture.md", "../docs/logto.md", "../docs/templates.md") {
 		text, err := os.ReadFile(doc)
 		if err != nil {
 			t.Fatal(err)
