@@ -237,6 +237,17 @@ func TestEachCallerIsAnsweredAsItExpects(t *testing.T) {
 	}
 }
 
+func TestAnAddressOutsideOfASCIIIsWrittenAsItIs(t *testing.T) {
+	m := parse(t, "native", `{"to":"jörg@bücher.example","subject":"S","text":"T"}`)[0]
+	raw, err := m.Compose("no-reply@auth.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(raw), "To: <jörg@xn--bcher-kva.example>\r\n") {
+		t.Errorf("the header is\n%s", raw.Header())
+	}
+}
+
 func TestHostileWordsStayInTheirPlaceInARenderedMail(t *testing.T) {
 	huge := strings.Repeat("é\u202e", 500000)
 	for _, subject := range []string{"Hi\r\nBcc: x@example.net", "\x00\u2028x", "=?utf-8?q?=0D=0ABcc:_x?=", huge, "日本語の件名 👩‍👩‍👧"} {

@@ -23,8 +23,8 @@ type letter struct {
 
 var colour = regexp.MustCompile(`^#[0-9A-Fa-f]{3}([0-9A-Fa-f]{3})?$`)
 
-// or returns c where it is a colour, else def.
-func or(c, def string) template.CSS {
+// colourOr returns c where it is a colour, else def.
+func colourOr(c, def string) template.CSS {
 	if colour.MatchString(c) {
 		return template.CSS(c)
 	}
@@ -39,7 +39,7 @@ func (l letter) render() *Rendered {
 		Primary, Background, Font template.CSS
 		Link                      template.URL
 		Paragraphs                []string
-	}{l, or(l.Primary, "#1f4fd8"), or(l.Background, "#ffffff"), or(l.Font, "#1c1c1c"), template.URL(l.URL), lines(l.Text)})
+	}{l, colourOr(l.Primary, "#1f4fd8"), colourOr(l.Background, "#ffffff"), colourOr(l.Font, "#1c1c1c"), template.URL(l.URL), lines(l.Text)})
 	if err != nil {
 		return &Rendered{Subject: clean(l.Subject, maxSubject), Text: l.text()}
 	}

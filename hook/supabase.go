@@ -54,7 +54,6 @@ type supabaseRequest struct {
 		RedirectTo   string `json:"redirect_to"`
 		Action       string `json:"email_action_type"`
 		OldEmail     string `json:"old_email"`
-		Provider     string `json:"provider"`
 	} `json:"email_data"`
 }
 

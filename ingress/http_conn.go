@@ -100,13 +100,14 @@ func (l *httpListener) Close() error {
 type refusal struct {
 	status int
 	text   string
-	err    error // for the log
+	wait   time.Duration // for Retry-After; 0 for none
+	err    error         // for the log
 }
 
 var (
-	errHTTPFull   = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", errors.New("max_connections")}
-	errHTTPSource = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", errors.New("max_per_source")}
-	errForbidden  = &refusal{http.StatusForbidden, "Requests from here are not accepted.", errors.New("the address is in no client's networks")}
+	errHTTPFull   = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", tryAgain, errors.New("max_connections")}
+	errHTTPSource = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", tryAgain, errors.New("max_per_source")}
+	errForbidden  = &refusal{http.StatusForbidden, "Requests from here are not accepted.", 0, errors.New("the address is in no client's networks")}
 )
 
 // httpConn is a caller's connection as net/http sees it.

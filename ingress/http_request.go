@@ -21,6 +21,9 @@ import (
 	"gatepost/reply"
 )
 
+// tryAgain is what callers are told to wait where the door is full.
+const tryAgain = 5 * time.Second
+
 const (
 	maxSigned = 1 << 20         // octets of a body, but with adapter native
 	maxUnread = 8 << 20         // octets of a body that nobody wants, read so that the answer arrives
@@ -65,9 +68,10 @@ func strange(status int, text string, err error) *problem {
 }
 
 var (
-	errGone      = errors.New("the caller left before the end of its request")
-	errNoKey     = errors.New("the signing secrets cannot be read")
-	errNoMoreNow = fail(http.StatusServiceUnavailable, "Too much mail at once, please try again in a moment.", errors.New("limits.bytes_in_flight"))
+	errGone       = errors.New("the caller left before the end of its request")
+	errNoKey      = errors.New("the signing secrets cannot be read")
+	errHTTPMemory = &problem{hook.Answer{Status: http.StatusServiceUnavailable, Text: "Too much mail at once, please try again in a moment.", RetryAfter: tryAgain},
+		false, errors.New("limits.bytes_in_flight")}
 )
 
 // ServeHTTP implements http.Handler.
@@ -122,7 +126,7 @@ func (q *request) forwarded(values []string) {
 func (q *request) serve() (a hook.Answer, err error) {
 	defer recovered(&err)
 	if c := q.conn.refusal; c != nil {
-		return a, &problem{hook.Answer{Status: c.status, Text: c.text, RetryAfter: 5 * time.Second}, true, c.err}
+		return a, &problem{hook.Answer{Status: c.status, Text: c.text, RetryAfter: c.wait}, true, c.err}
 	}
 	if err := q.admit(); err != nil {
 		return a, err
@@ -258,7 +262,7 @@ func (q *request) body() ([]byte, error) {
 		if len(body) == cap(body) {
 			grown := min(max(4<<10, 2*cap(body)), int(limit)+1)
 			if !q.hold(2 * int64(grown-cap(body))) {
-				return nil, errNoMoreNow
+				return nil, errHTTPMemory
 			}
 			body = append(make([]byte, 0, grown), body...)
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -40,11 +41,15 @@ type fakeCaller struct {
 	mu      sync.Mutex
 	got     []*message.Submission
 	limited []string
+	names   []string // in the certificate of the last caller
 }
 
 func (f *fakeCaller) AdmitsAny(_ string, p message.Peer) bool { return f.known == nil || f.known(p) }
 
 func (f *fakeCaller) Admits(_, _ string, p message.Peer) error {
+	f.mu.Lock()
+	f.names = p.Names
+	f.mu.Unlock()
 	if f.AdmitsAny("", p) {
 		return nil
 	}
@@ -987,6 +992,38 @@ func TestHTTP2AndTLSAreSpoken(t *testing.T) {
 	}
 	if s := d.caller.submissions()[0]; s.With != "HTTPS" {
 		t.Errorf("with %s", s.With)
+	}
+}
+
+func TestTheNamesInACallersCertificateCount(t *testing.T) {
+	a, other := newAuthority(t), newAuthority(t)
+	cert, key := a.issue(t, t.TempDir(), "gw.example.com")
+	d := openHTTP(t, nil, func(o *HTTPOptions, _ *fakeCaller) {
+		l := o.Config.Listen["http"]
+		l.TLS, l.TLSCertFile, l.TLSKeyFile, l.TLSClientCAFile = "implicit", cert, key, a.file
+	})
+	call := func(config *tls.Config) error {
+		c := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+		resp, err := c.Get("https://" + d.addr() + "/hooks/logto")
+		if err == nil {
+			resp.Body.Close()
+			resp, err = c.Post("https://"+d.addr()+"/hooks/logto", "application/json", strings.NewReader("{}"))
+		}
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	callerCert, callerKey := a.issue(t, t.TempDir(), "web.internal", "web2.internal")
+	if err := call(a.trust(t, callerCert, callerKey)); err != nil || !slices.Equal(d.caller.names, []string{"web.internal", "web2.internal"}) {
+		t.Errorf("with a certificate: %q, %v", d.caller.names, err)
+	}
+	if err := call(a.trust(t)); err != nil || d.caller.names != nil {
+		t.Errorf("without one: %q, %v", d.caller.names, err)
+	}
+	strangerCert, strangerKey := other.issue(t, t.TempDir(), "web.internal")
+	if err := call(a.trust(t, strangerCert, strangerKey)); err == nil {
+		t.Error("a certificate of somebody else was taken")
 	}
 }
 
