@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/mail"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -616,5 +617,64 @@ func oneConnection(conn net.Conn) func(context.Context, string, string) (net.Con
 			return nil, errors.New("the connection was not used again")
 		}
 		return conn, nil
+	}
+}
+
+func TestAReloadTakesUpHooksAndTemplatesWithoutLosingARequest(t *testing.T) {
+	t.Parallel()
+	h := newHooks(t)
+	h.start()
+	end := make(chan struct{})
+	var asked, bad atomic.Int64
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{}}
+			defer c.CloseIdleConnections()
+			for {
+				select {
+				case <-end:
+					return
+				default:
+				}
+				to := fmt.Sprintf("m%d@example.net", asked.Add(1))
+				if a, err := h.post(c, "/v1/send", `{"to":"`+to+`","subject":"s","text":"t"}`, "Authorization", webToken); err != nil || a.status != 200 {
+					t.Errorf("beside a reload: %+v, %v", a, err)
+					bad.Add(1)
+					return
+				}
+			}
+		})
+	}
+	signIn := `{"to":"kim@example.net","type":"SignIn","payload":{"code":"123456"}}`
+	h.mustPost("/hooks/logto", signIn, "Authorization", webToken)
+	if err := os.MkdirAll(h.path("templates/SignIn"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h.write("templates/SignIn/en.toml", "subject = \"Ours: {{ code }}\"\n")
+	h.addConfig("[templates]\ndir = \"templates\"\n[hook.later]\nadapter = \"logto\"\nclient = \"web\"\nstream = \"auth\"\n")
+	if r := h.run("reload"); r.code != 0 {
+		t.Fatalf("reload: %s%s", r.stdout, r.stderr)
+	}
+	if a := h.mustPost("/hooks/later", strings.Replace(signIn, "kim", "kam", 1), "Authorization", webToken); a.status != 200 {
+		t.Errorf("the new hook answers %+v", a)
+	}
+	h.write("templates/SignIn/en.toml", "subject = \n")
+	if r := h.run("reload"); r.code != 3 {
+		t.Errorf("a broken template was taken: %d, %s%s", r.code, r.stdout, r.stderr)
+	}
+	close(end)
+	wg.Wait()
+	subjects := map[string]string{}
+	eventually(t, 10*time.Second, "both mails have arrived", func() bool {
+		for _, a := range h.auth.all() {
+			if m, err := mail.ReadMessage(bytes.NewReader(a.raw)); err == nil {
+				subjects[a.to[0]] = m.Header.Get("Subject")
+			}
+		}
+		return subjects["kim@example.net"] != "" && subjects["kam@example.net"] != ""
+	})
+	if subjects["kam@example.net"] != "Ours: 123456" || strings.HasPrefix(subjects["kim@example.net"], "Ours") {
+		t.Errorf("the subjects are %q", subjects)
 	}
 }
