@@ -2,9 +2,29 @@ package ingress
 
 import (
 	"net"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
+
+// waiting reports whether something waits in the kernel to be taken from c: a connection from a listener, octets or their
+// end from a connection. Of what has no socket nothing is known.
+func waiting(c any) (yes bool) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	_ = rc.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		yes = err == nil && n > 0
+	})
+	return yes
+}
 
 // refuseNew keeps ln from taking part in new connections, so that those which are complete can be accepted before it is
 // closed: closing resets what nobody has accepted, with the requests that were sent on it. A filter drops the packets

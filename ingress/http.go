@@ -100,7 +100,6 @@ type HTTP struct {
 	settings atomic.Pointer[httpSettings]
 	server   *http.Server
 	places   *places
-	unused   unused
 	draining atomic.Bool
 	turned   rate.Sometimes  // lines about requests of strangers: a flood must not fill the log
 	life     context.Context // given to Accept: outlives callers and the stop signal, ends when connections are cut
@@ -143,7 +142,6 @@ func NewHTTP(o HTTPOptions) (*HTTP, error) {
 		IdleTimeout:       o.Timeouts.Idle,
 		MaxHeaderBytes:    32 << 10,
 		ConnContext:       withConn,
-		ConnState:         h.unused.note,
 		ErrorLog:          slog.NewLogLogger(o.Log.With("listener", o.Listen).Handler(), slog.LevelDebug),
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100},
 	}
@@ -214,18 +212,30 @@ func (h *HTTP) Serve(ctx context.Context, ln net.Listener) error {
 	return errors.Join(err, h.drain())
 }
 
+// idleLook is how often a door that stops looks for connections that have become idle.
+const idleLook = 20 * time.Millisecond
+
 // drain answers what is under way. Connections on which nothing is going on stay open for a moment: a request may be on
 // its way there, which whoever sent it would lose.
 func (h *HTTP) drain() error {
-	waitFor(h.places.empty(), h.Timeouts.Linger)
-	h.unused.close()
-	ctx, cancel := context.WithTimeout(context.Background(), h.Timeouts.Drain)
+	if waitFor(h.places.empty(), h.Timeouts.Linger) {
+		return nil
+	}
+	over := h.places.empty()
+	for end := time.Now().Add(h.Timeouts.Drain / 2); time.Now().Before(end); {
+		h.places.closeIdle()
+		if waitFor(over, idleLook) {
+			return nil
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), h.Timeouts.Drain/2)
 	defer cancel()
-	if h.server.Shutdown(ctx) == nil {
+	if h.server.Shutdown(ctx) == nil && waitFor(over, h.Timeouts.Drain/2) { // HTTP/2 has to be told
 		return nil
 	}
 	n := h.places.count()
 	h.cut()
 	h.server.Close() // of what is left; there is nobody to tell
+	waitFor(over, h.Timeouts.Drain/3)
 	return fmt.Errorf("listen %s: %d connections were cut off: they did not end within %v", h.Listen, n, h.Timeouts.Drain)
 }

@@ -35,13 +35,16 @@ const lingerTime = 500 * time.Millisecond
 // A listener that stops is closed once it has nobody new for settleTime, or after settleMost.
 const (
 	settleTime = 50 * time.Millisecond
-	settleMost = 300 * time.Millisecond
+	settleMost = time.Second
 )
 
 // Accept implements net.Listener. What it returns is a *httpConn, or TLS on one.
 func (l *httpListener) Accept() (net.Conn, error) {
 	for {
 		raw, err := l.Listener.Accept()
+		if err != nil && l.goesOn(err) {
+			continue
+		}
 		if err != nil {
 			return nil, l.ended(err)
 		}
@@ -58,6 +61,13 @@ func (l *httpListener) Accept() (net.Conn, error) {
 		}
 		return c, nil
 	}
+}
+
+// goesOn reports whether the listener, which stops, still has somebody to take in. A deadline may have passed without a look,
+// where the processor was busy.
+func (l *httpListener) goesOn(err error) bool {
+	until := l.until.Load()
+	return errors.Is(err, os.ErrDeadlineExceeded) && time.Now().UnixNano() < until && waiting(l.Listener) && l.setDeadline(time.Now().Add(settleTime))
 }
 
 // ended closes the listener where err says that nobody has come for long enough.
@@ -124,8 +134,8 @@ type httpConn struct {
 	remote  netip.AddrPort // who called, or the balancer until its header is read
 	peer    message.Peer
 
-	idle    atomic.Bool  // the next octet begins a request
-	begun   atomic.Int64 // when the last request did, in nanoseconds
+	idle    atomic.Bool               // the next octet begins a request
+	begun   atomic.Pointer[time.Time] // when the last request did
 	closing sync.Once
 }
 
@@ -144,16 +154,16 @@ func (c *httpConn) enter() bool {
 	case !behind && !c.door.Caller.AdmitsAny(c.set.Name, c.peer):
 		c.refusal = errForbidden
 	case c.proxied:
-		c.refusal = c.door.places.enter(unknown)
+		c.refusal = c.door.places.enter(c, unknown)
 	default:
 		c.source = sourceOf(c.peer)
-		c.refusal = c.door.places.enter(c.source)
+		c.refusal = c.door.places.enter(c, c.source)
 	}
 	if c.refusal == nil {
 		return true
 	}
 	c.source, c.until = unknown, time.Now().Add(c.door.Timeouts.Refused)
-	return c.door.places.enterRefused(c.refusal != errForbidden)
+	return c.door.places.enterRefused(c, c.refusal != errForbidden)
 }
 
 // trusted reports whether a proxy that may name the caller is at a.
@@ -170,7 +180,7 @@ func (c *httpConn) Read(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p)
 	if n > 0 && c.idle.CompareAndSwap(true, false) {
-		c.begun.Store(time.Now().UnixNano())
+		c.begun.Store(new(time.Now()))
 	}
 	return n, err
 }
@@ -229,7 +239,7 @@ func (c *httpConn) Close() (err error) {
 			c.drop()
 		}
 		err = c.Conn.Close()
-		c.door.places.leave(c.source, !c.until.IsZero())
+		c.door.places.leave(c, c.source, !c.until.IsZero())
 	})
 	return err
 }
@@ -260,53 +270,20 @@ func withConn(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, conn)
 }
 
-// unused holds the connections on which no request has come whole yet. http.Server.Shutdown would wait for them.
-type unused struct {
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-}
-
-// note is an http.Server.ConnState.
-func (u *unused) note(c net.Conn, state http.ConnState) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if state != http.StateNew {
-		delete(u.conns, c)
-		return
-	}
-	if u.conns == nil {
-		u.conns = map[net.Conn]struct{}{}
-	}
-	u.conns[c] = struct{}{}
-}
-
-// close closes those on which not an octet has come.
-func (u *unused) close() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for c := range u.conns {
-		raw := c
-		if t, ok := c.(*tls.Conn); ok {
-			raw = t.NetConn()
-		}
-		if raw.(*httpConn).idle.Load() {
-			raw.Close()
-		}
-	}
-}
-
-// places counts the connections of an HTTP door.
+// places counts the connections of an HTTP door, and the requests under way.
 type places struct {
 	mu        sync.Mutex
+	open      map[*httpConn]struct{}
+	busy      int // requests
 	max       int // of those that are served
 	perSource int
 	taken     int
 	refused   int // of those that are told no
 	sources   map[source]int
-	waiting   chan struct{} // closed when all are gone; nil while nobody waits for that
+	waiting   chan struct{} // closed when all is over; nil while nobody waits for that
 }
 
-func newPlaces() *places { return &places{sources: map[source]int{}} }
+func newPlaces() *places { return &places{open: map[*httpConn]struct{}{}, sources: map[source]int{}} }
 
 func (p *places) resize(max, perSource int) {
 	p.mu.Lock()
@@ -314,8 +291,8 @@ func (p *places) resize(max, perSource int) {
 	p.max, p.perSource = max, perSource
 }
 
-// enter takes a place for a connection from a source, or says why there is none.
-func (p *places) enter(from source) *refusal {
+// enter takes a place for c, from a source, or says why there is none.
+func (p *places) enter(c *httpConn, from source) *refusal {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.taken >= p.max {
@@ -325,6 +302,7 @@ func (p *places) enter(from source) *refusal {
 		return r
 	}
 	p.taken++
+	p.open[c] = struct{}{}
 	return nil
 }
 
@@ -348,7 +326,7 @@ func (p *places) countAt(from source) *refusal {
 
 // enterRefused takes one of the places on which connections are told no: a quarter as many as are served, and as many
 // again for those who are known.
-func (p *places) enterRefused(known bool) bool {
+func (p *places) enterRefused(c *httpConn, known bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	most := max(64, p.max/4)
@@ -359,12 +337,28 @@ func (p *places) enterRefused(known bool) bool {
 		return false
 	}
 	p.refused++
+	p.open[c] = struct{}{}
 	return true
 }
 
-func (p *places) leave(from source, refused bool) {
+// begin counts a request, end counts it off.
+func (p *places) begin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.busy++
+}
+
+func (p *places) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.busy--
+	p.tell()
+}
+
+func (p *places) leave(c *httpConn, from source, refused bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.open, c)
 	if from != unknown {
 		if p.sources[from]--; p.sources[from] == 0 {
 			delete(p.sources, from)
@@ -375,23 +369,40 @@ func (p *places) leave(from source, refused bool) {
 	} else {
 		p.taken--
 	}
-	if p.waiting != nil && p.taken+p.refused == 0 {
+	p.tell()
+}
+
+// tell ends the waiting for empty where nothing is left. mu is held.
+func (p *places) tell() {
+	if p.waiting != nil && p.taken+p.refused+p.busy == 0 {
 		close(p.waiting)
 		p.waiting = nil
 	}
 }
 
-// empty returns a channel that is closed when no connection is left.
+// empty returns a channel that is closed when no connection and no request is left. One at a time may wait.
 func (p *places) empty() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	done := make(chan struct{})
-	if p.taken+p.refused == 0 {
-		close(done)
-		return done
-	}
 	p.waiting = done
+	p.tell()
 	return done
+}
+
+// closeIdle closes the connections on which nothing goes on, and nothing has come that nobody has read yet.
+func (p *places) closeIdle() {
+	p.mu.Lock()
+	var idle []*httpConn
+	for c := range p.open {
+		if c.idle.Load() && !waiting(c.Conn) {
+			idle = append(idle, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range idle {
+		c.Close()
+	}
 }
 
 func (p *places) count() int {

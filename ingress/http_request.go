@@ -76,6 +76,8 @@ var (
 
 // ServeHTTP implements http.Handler.
 func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.places.begin()
+	defer h.places.end()
 	q := h.newRequest(w, r)
 	defer q.end()
 	a, err := q.serve()
@@ -89,8 +91,8 @@ func (h *HTTP) newRequest(w http.ResponseWriter, r *http.Request) *request {
 	c, _ := r.Context().Value(connKey{}).(*httpConn)
 	q := &request{door: h, set: h.settings.Load(), w: w, r: r, conn: c, began: time.Now(), peer: c.peer, remote: c.remote,
 		read: r.Body == nil || r.Body == http.NoBody}
-	if at := c.begun.Swap(0); r.ProtoMajor == 1 && at > 0 { // 0 where it came with the one before
-		q.began = time.Unix(0, at)
+	if at := c.begun.Swap(nil); r.ProtoMajor == 1 && at != nil { // nil where it came with the one before
+		q.began = *at
 	}
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		q.peer.Names = r.TLS.VerifiedChains[0][0].DNSNames
@@ -162,33 +164,33 @@ func (q *request) admit() error {
 		q.w.Header().Set("Allow", http.MethodPost)
 		return strange(http.StatusMethodNotAllowed, "Only POST is possible here.", nil)
 	}
-	var err error
+	var refused *problem
 	for _, h := range meant {
-		if err = q.mayCall(h); err == nil {
+		p := q.mayCall(h)
+		if p == nil {
 			q.hook = h
 			return q.checkForm()
 		}
+		if refused == nil || refused.Status == http.StatusForbidden { // a wrong token says more
+			refused = p
+		}
 	}
-	return err
+	return refused
 }
 
 // mayCall returns nil if the caller is where h's client may be, and shows a token of it unless requests are signed.
-func (q *request) mayCall(h *hooked) error {
-	if err := q.door.Caller.Admits(q.set.Name, h.Client, q.peer); err != nil {
+func (q *request) mayCall(h *hooked) *problem {
+	err := q.door.Caller.Admits(q.set.Name, h.Client, q.peer)
+	if err != nil && !reply.Of(err).Temporary() {
 		return strange(http.StatusForbidden, "Requests from here are not accepted.", err)
 	}
-	if h.Signed() {
+	if err == nil && !h.Signed() {
+		err = q.door.Caller.Token(q.set.Name, h.Client, q.token(h.client.TokenHeader))
+	}
+	if err == nil {
 		return nil
 	}
-	err := q.door.Caller.Token(q.set.Name, h.Client, q.token(h.client.TokenHeader))
-	switch {
-	case err == nil:
-		return nil
-	case reply.Of(err).Temporary():
-		return &problem{hook.OfRefusal(reply.Of(err)), true, err}
-	}
-	q.w.Header().Set("WWW-Authenticate", "Bearer")
-	return &problem{hook.Unauthorised, true, err}
+	return &problem{hook.OfRefusal(reply.Of(err)), true, err}
 }
 
 // token returns the token that a request shows in a header field: bare, as Bearer, or as the password of Basic; "" for
@@ -391,6 +393,9 @@ func (q *request) respond(a hook.Answer) {
 	header := q.w.Header()
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
+	if a.Status == http.StatusUnauthorized {
+		header.Set("WWW-Authenticate", "Bearer")
+	}
 	if a.RetryAfter > 0 {
 		header.Set("Retry-After", strconv.Itoa(int(math.Ceil(a.RetryAfter.Seconds()))))
 	}
