@@ -995,6 +995,27 @@ func TestHTTP2AndTLSAreSpoken(t *testing.T) {
 	}
 }
 
+func TestAnHTTP2ConnectionThatIsIdleDoesNotFailTheStop(t *testing.T) {
+	a := newAuthority(t)
+	cert, key := a.issue(t, t.TempDir(), "gw.example.com")
+	d := openHTTP(t, nil, func(o *HTTPOptions, _ *fakeCaller) {
+		l := o.Config.Listen["http"]
+		l.TLS, l.TLSCertFile, l.TLSKeyFile = "implicit", cert, key
+		o.Timeouts.Linger = 50 * time.Millisecond
+	})
+	tr := &http.Transport{TLSClientConfig: a.trust(t), ForceAttemptHTTP2: true}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr}).Get("https://" + d.addr() + "/hooks/logto")
+	if err != nil || resp.StatusCode != 405 || resp.ProtoMajor != 2 {
+		t.Fatalf("answered %+v, %v", resp, err)
+	}
+	resp.Body.Close()
+	d.stop()
+	if err := d.wait(t); err != nil {
+		t.Errorf("Serve returned %v", err)
+	}
+}
+
 func TestTheNamesInACallersCertificateCount(t *testing.T) {
 	a, other := newAuthority(t), newAuthority(t)
 	cert, key := a.issue(t, t.TempDir(), "gw.example.com")
