@@ -3,7 +3,6 @@ package compose
 import (
 	"embed"
 	"fmt"
-	"html"
 	"io/fs"
 	"path"
 	"strings"
@@ -113,12 +112,12 @@ func readWording(file string) (*wording, error) {
 		return nil, err
 	}
 	w := &wording{Type: map[string]typeWording{}}
-	md, err := toml.Decode(string(data), w)
-	if err != nil {
+	if _, err := toml.Decode(string(data), w); err != nil {
 		return nil, err
 	}
 	var m map[string]toml.Primitive
-	if md, err = toml.Decode(string(data), &m); err != nil {
+	md, err := toml.Decode(string(data), &m)
+	if err != nil {
 		return nil, err
 	}
 	for _, t := range types {
@@ -144,14 +143,12 @@ func makeSource(layouts *texttemplate.Template, w *wording, t Type, locale strin
 	if err := layouts.ExecuteTemplate(&text, "layout.txt", p); err != nil {
 		return nil, err
 	}
-	escaped := p
-	escaped.typeWording = typeWording{html.EscapeString(p.Subject), html.EscapeString(p.Title), html.EscapeString(p.Intro), html.EscapeString(p.Ignore)}
-	if err := layouts.ExecuteTemplate(&markup, "layout.html", escaped); err != nil {
+	if err := layouts.ExecuteTemplate(&markup, "layout.html", p); err != nil {
 		return nil, err
 	}
 	preview := "{{ code }} · " + w.Expires
 	if p.Invitation {
-		preview = "{{ organization.name }}"
+		preview = p.Intro
 	}
 	return &source{
 		html:  document{content: markup.String()},

@@ -9,7 +9,9 @@ package compose
 
 import (
 	"fmt"
+	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/text/language"
 
@@ -110,6 +112,44 @@ func (t *Templates) Render(r Request) (*Mail, error) {
 	}
 	m.Template, m.Unknown = in.Name, !known
 	return m, nil
+}
+
+// Rendered composes the mail that r asks for of what the caller has filled in already: subject, and text, HTML or both.
+// They stand as they are, but for control characters. Type and Variables of r are not used; the first of Locales is the
+// mail's language. Its errors are *Error.
+func (t *Templates) Rendered(r Request, subject, text, html string) (*Mail, error) {
+	m := &Mail{Subject: plain{{literal: subject}}.header(nil), Text: printable(text), HTML: printable(html)}
+	if len(r.Locales) > 0 {
+		m.Locale = r.Locales[0]
+	}
+	switch {
+	case len(m.Text)+len(m.HTML) > maxBody:
+		return nil, bad("", "the mail would be longer than %d octets", maxBody)
+	case strings.TrimSpace(m.Text+m.HTML) == "":
+		return nil, bad("", "the mail has neither text nor HTML")
+	case m.Subject == "":
+		return nil, bad("subject", "is missing")
+	}
+	if m.Text == "" {
+		var err error
+		if m.Text, err = textOf(m.HTML); err != nil {
+			return nil, err
+		}
+	}
+	if err := t.write(m, &template{}, nil, &r); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// printable returns s as valid UTF-8 without control characters but line ends and tabs.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
 }
 
 // render composes a mail of f's type from one template.

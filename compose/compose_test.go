@@ -271,6 +271,7 @@ func TestTheReadersLanguageIsFoundAndChineseScriptsAreNotMixed(t *testing.T) {
 		"a Ukrainian reader is not written in Russian": {map[string]string{"SignIn/ru.txt": "{{code}}", "SignIn/ru.toml": "subject='x'"}, "SignIn", []string{"uk"}, config.Templates{}, "SignIn en"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := config.DefaultTemplates()
 			s.ChineseFallback = tt.settings.ChineseFallback
 			if tt.settings.DefaultLocale != "" {

@@ -17,7 +17,7 @@ func FuzzMarkup(f *testing.F) {
 			f.Add(everywhere, value)
 		}
 	}
-	for _, src := range []string{"<a {{x}}>", "<a href={{ x }}>", "<{{x}}>", "<a b=c{{x}}/>", "<!--{{x}}", "<![CDATA[{{x}}]]>", "<a b='{{x}}", "<!--[if mso]><a{{x}}<![endif]-->",
+	for _, src := range []string{"<a {{x}}>", "<a href={{ x }}>", "<{{x}}>", "<a b=c{{x}}/>", "<a b=c\"d={{x}}>", "<a b=c'd\"{{x}} e='f'>", "<a =b={{x}}>", "<!--{{x}}", "<![CDATA[{{x}}]]>", "<a b='{{x}}", "<!--[if mso]><a{{x}}<![endif]-->",
 		"<script>{{x}}</script>", "<a \"b='{{x}}'>", "<style>{{x}}", "<a/href='{{x}}'/b={{x}}>", "<title>{{x}}</title>{{x}}", "<svg><style>{{x}}</style></svg>", "<plaintext>{{x}}",
 		"<a href='java{{x}}'>", "<a href=' {{x}}script:'>", "<table>{{x}}<tr><td>{{x}}", "<!DOCTYPE {{x}}>", "<?{{x}}>", "</a {{x}}>", "<a a{{x}}=b>", "<select><option>{{x}}"} {
 		f.Add(src, `" x='y`+"`><b>--></style></title>javascript:")

@@ -4,12 +4,14 @@ import (
 	"net/mail"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
 	nethtml "golang.org/x/net/html"
 
 	"gatepost/compose"
+	"gatepost/message"
 )
 
 // everywhere has a placeholder in each place that a value may stand in.
@@ -260,6 +262,43 @@ func TestPlaceholdersReadAsLogtoReadsThem(t *testing.T) {
 	}
 	if len(all.Warnings) == 0 {
 		t.Error("nobody is told of {{a-b}} and {{#if x}}")
+	}
+}
+
+func TestMailThatTheCallerRenderedIsTakenAsItIsWithinBounds(t *testing.T) {
+	all := load(t, nil)
+	p := gate(t)
+	r := request("", nil, "de")
+	m, err := all.Rendered(r, "Grüße\r\nBcc: x@example.org", "a\r\n\x00b {{ code }}\xff", "<p>a &amp; {{ code }}</p>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Subject != "Grüße Bcc: x@example.org" || m.Text != "a\nb {{ code }}" || m.HTML != "<p>a &amp; {{ code }}</p>" {
+		t.Errorf("%q, %q, %q", m.Subject, m.Text, m.HTML)
+	}
+	checkWire(t, "rendered mail", m.Raw)
+	checkPolicy(t, p, m)
+	if m, err = all.Rendered(request("", nil), "x", "", "<p>only <b>HTML</b></p>"); err != nil || m.Text != "only HTML\n" || headerOf(t, m.Raw, "Content-Language") != "" {
+		t.Errorf("%+v, %v", m, err)
+	}
+	for want, parts := range map[string][3]string{
+		"neither text nor HTML": {"x", " \n", "\x00"},
+		"subject is missing":    {"\r\n", "x", ""},
+		"longer than":           {"x", "x", strings.Repeat("x", 1<<20)},
+	} {
+		if m, err := all.Rendered(r, parts[0], parts[1], parts[2]); err == nil || !strings.Contains(err.Error(), want) || m != nil {
+			t.Errorf("told %v, want %s", err, want)
+		}
+	}
+}
+
+func TestAnAddressThatIsNotASCIIIsWrittenAsItIs(t *testing.T) {
+	r := request("SignIn", map[string]any{"code": "1"})
+	r.To = "アン@例え.jp"
+	m := render(t, load(t, nil), r)
+	passed, err := gate(t).Check(&message.Submission{Client: "logto", With: "HTTP", MailFrom: m.From.String(), To: []message.Address{m.To}, SMTPUTF8: true, Raw: m.Raw}, 1, time.Now())
+	if err != nil || !passed.SMTPUTF8 || m.To.String() != "アン@xn--r8jz45g.jp" || !strings.Contains(string(m.Raw), "To: <アン@xn--r8jz45g.jp>") {
+		t.Errorf("%v: to %s\n%s", err, m.To, m.Raw.Header())
 	}
 }
 

@@ -39,11 +39,11 @@ func isScript(scheme string) bool {
 // characters do not count.
 func schemeOf(value string) string {
 	value = strings.Map(func(r rune) rune {
-		if r <= ' ' || r == '"' || r == '\'' {
+		if r <= ' ' {
 			return -1
 		}
 		return r
-	}, html.UnescapeString(value))
+	}, value)
 	scheme, _, found := strings.Cut(value, ":")
 	if !found {
 		return ""

@@ -216,17 +216,19 @@ func (l *loader) file(all fs.FS, name string, tag language.Tag, file string) {
 	s.files = append(s.files, l.at(file))
 }
 
+// read returns the text of one file with LF line ends; false where it is none.
 func (l *loader) read(all fs.FS, file string) (string, bool) {
+	info, err := fs.Stat(all, file)
+	if err == nil && !info.Mode().IsRegular() { // opening a pipe could wait forever
+		l.bad(l.at(file), 0, "", "", "is not a regular file")
+		return "", false
+	}
 	f, err := all.Open(file)
 	if err != nil {
 		l.bad(l.at(file), 0, "", "", "cannot be opened: %v", err)
 		return "", false
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		l.bad(l.at(file), 0, "", "", "is not a regular file")
-		return "", false
-	}
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	content := strings.ReplaceAll(strings.TrimPrefix(string(data), "\ufeff"), "\r\n", "\n")
 	at := strings.IndexByte(content, 0)

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"gatepost/compose"
@@ -55,6 +56,7 @@ func TestWhatIsWrongWithTemplatesIsToldByFileAndLineWhenTheyAreLoaded(t *testing
 		"a sender that no value makes an address": {map[string]string{"SignIn/en.toml": "from = 'x <{{ user.name }}>'"}, []string{"SignIn/en.toml:1: cannot be filled in with sample values: from cannot be used: the address has no local part or no domain"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := config.DefaultTemplates()
 			s.Dir = writeFiles(t, tt.files)
 			all, err := compose.Load(s, []string{"mailgun"})
@@ -102,6 +104,17 @@ func TestNothingOutsideTheDirectoryOfTemplatesIsRead(t *testing.T) {
 	_, err := compose.Load(s, nil)
 	if err == nil || !strings.Contains(err.Error(), "SignIn/en.html: cannot be opened") || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("a link that leads out of the directory: %v", err)
+	}
+}
+
+func TestAPipeAmongTheTemplatesHangsNobody(t *testing.T) {
+	s := config.DefaultTemplates()
+	s.Dir = writeFiles(t, map[string]string{"SignIn/de.toml": "subject = 'x'"})
+	if err := syscall.Mkfifo(filepath.Join(s.Dir, "SignIn/en.html"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := compose.Load(s, nil); err == nil || !strings.HasSuffix(err.Error(), "SignIn/en.html: is not a regular file") {
+		t.Errorf("told %v", err)
 	}
 }
 

@@ -80,8 +80,9 @@ func (p *markupParser) fragment(from, to int) {
 		case nethtml.CommentToken:
 			p.comment(at, end)
 		case nethtml.StartTagToken, nethtml.SelfClosingTagToken:
-			name, _ := z.TagName()
+			name, more := z.TagName()
 			element = string(name)
+			p.checkLinks(at, element, z, more)
 			p.tag(at, end, element)
 		case nethtml.EndTagToken:
 			element = ""
@@ -156,12 +157,46 @@ func (p *markupParser) comment(from, to int) {
 	p.literal(p.src[from+m[3] : to])
 }
 
-// attribute is name="value" in the source of a tag: group 1 the name, 2 the value with its quotes.
-var attribute = regexp.MustCompile(`(?s)([^\s"'>/=]+)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]*))?`)
+// attribute is name="value" in the source of a tag, as the HTML standard reads it (§13.2.5.32 to 38): group 1 the name, 2
+// the value with its quotes.
+var attribute = regexp.MustCompile(`(?s)([^\s>/][^\s>/=]*)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s>"'][^\s>]*))?`)
+
+// checkLinks refuses attributes of the tag at offset that lead to a script.
+func (p *markupParser) checkLinks(offset int, tag string, z *nethtml.Tokenizer, more bool) {
+	for more {
+		var key, value []byte
+		key, value, more = z.TagAttr()
+		name, scheme := localName(string(key)), schemeOf(string(value))
+		if slices.Contains(urlAttributes, name) && isScript(scheme) && (scheme != "data" || placeholder.Match(value)) {
+			p.bad(offset, "%s of <%s> leads to a %s: URL, which no mail program opens", name, tag, scheme)
+		}
+	}
+}
+
+// localName returns the name of an attribute without a namespace in front, as v:href has it.
+func localName(name string) string {
+	if _, local, prefixed := strings.Cut(name, ":"); prefixed {
+		return local
+	}
+	return name
+}
 
 // tag reads the start tag src[from:to].
 func (p *markupParser) tag(from, to int, name string) {
 	before := len(p.out)
+	if strings.Contains(p.src[from:to], "{{") {
+		p.attributes(from, to, name)
+	} else {
+		p.literal(p.src[from:to])
+	}
+	p.checkWhole(from, to, p.out[before:])
+	if name == "body" && !p.inside {
+		p.preheader()
+	}
+}
+
+// attributes cuts up the start tag src[from:to], which may hold placeholders.
+func (p *markupParser) attributes(from, to int, name string) {
 	done := from + 1 + len(name)
 	p.literal(p.src[from:done])
 	for done < to {
@@ -175,15 +210,11 @@ func (p *markupParser) tag(from, to int, name string) {
 		}
 		p.text(done, done+start, asIs)
 		if m[4] >= 0 {
-			p.attribute(name, strings.ToLower(p.src[done+m[2]:done+m[3]]), done+m[4], done+m[5])
+			p.attribute(name, localName(strings.ToLower(p.src[done+m[2]:done+m[3]])), done+m[4], done+m[5])
 		}
 		done += m[1]
 	}
 	p.text(done, to, asIs)
-	p.checkWhole(from, to, p.out[before:])
-	if name == "body" && !p.inside {
-		p.preheader()
-	}
 }
 
 // checkWhole refuses a placeholder of the tag src[from:to] that is in none of its slots: it stands in the tag's name, or
@@ -207,13 +238,6 @@ func (p *markupParser) checkWhole(from, to int, slots markup) {
 // attribute takes the value src[from:to] with its quotes.
 func (p *markupParser) attribute(tag, name string, from, to int) {
 	value := p.src[from:to]
-	_, local, prefixed := strings.Cut(name, ":")
-	if prefixed {
-		name = local
-	}
-	if scheme := schemeOf(value); slices.Contains(urlAttributes, name) && isScript(scheme) && (scheme != "data" || placeholder.MatchString(value)) {
-		p.bad(from, "%s of <%s> leads to a %s: URL, which no mail program opens", name, tag, scheme)
-	}
 	if !placeholder.MatchString(value) {
 		p.literal(value)
 		return
@@ -223,7 +247,9 @@ func (p *markupParser) attribute(tag, name string, from, to int) {
 		quote = value[:1]
 		from, to = from+1, to-1
 	}
-	p.literal(quote)
+	if p.literal(quote); strings.Contains(p.src[from:to], quote) {
+		p.bad(from, "%s stands in a tag without quotes around it", placeholder.FindString(value))
+	}
 	switch {
 	case strings.HasPrefix(name, "on") || name == "srcdoc" || tag == "meta" || tag == "base" || tag == "script":
 		p.bad(from, "%s stands in %s of <%s>, where no value can be made safe", placeholder.FindString(value), name, tag)

@@ -17,7 +17,7 @@ func (l *loader) template(kind Type, tag language.Tag, s *source) *template {
 	t.from = l.sender(s.about, "from", s.about.from)
 	t.replyTo = l.sender(s.about, "reply_to", s.about.replyTo)
 	if s.html.content != "" {
-		t.html = l.markup(s.html, s.about, t.preview)
+		t.html = l.markup(s.html, t.preview)
 	}
 	if s.text.content != "" {
 		t.text = cut(s.text.content)
@@ -41,9 +41,9 @@ func (l *loader) sender(about settings, key string, e entry) *sender {
 }
 
 // markup cuts up an HTML file and tells what is misplaced in it.
-func (l *loader) markup(d document, about settings, preview plain) markup {
+func (l *loader) markup(d document, preview plain) markup {
 	m, problems := parseMarkup(d.content, preview)
-	for _, p := range problems {
+	for _, p := range problems[:min(len(problems), maxTold)] {
 		l.bad(d.file, d.lineOf(p.offset), "", "", "%s", p.text)
 	}
 	return m
@@ -78,15 +78,19 @@ func (l *loader) check(kind Type, t *template, s *source) {
 	}
 }
 
+// maxTold bounds what is told of one file. Who writes it mends the first ones and asks again.
+const maxTold = 20
+
 // checkPlaceholders warns of what looks like a placeholder and is none that will ever be filled in.
 func (l *loader) checkPlaceholders(d document) {
-	for at := 0; ; {
+	before := len(l.warnings)
+	for at := 0; len(l.warnings) < before+maxTold; {
 		i := strings.Index(d.content[at:], "{{")
 		if i < 0 {
 			return
 		}
 		at += i
-		m := placeholder.FindStringSubmatchIndex(d.content[at:])
+		m := placeholder.FindStringSubmatchIndex(d.content[at:min(len(d.content), at+250)])
 		if m == nil || m[0] > 1 { // {{{ code }}} is { and a placeholder
 			l.warn(d.file, d.lineOf(at), "placeholders are {{ name }} or {{ dotted.name }}, without conditions and loops", "{{ stands here as it is")
 			at += 2

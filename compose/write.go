@@ -9,6 +9,7 @@ import (
 	"time"
 
 	gomail "github.com/wneessen/go-mail"
+	"golang.org/x/text/language"
 
 	"gatepost/message"
 )
@@ -40,7 +41,9 @@ func (t *Templates) write(m *Mail, from *template, v *values, r *Request) error 
 	msg.SetDateWithValue(r.date())
 	msg.SetMessageIDWithValue(r.MessageID)
 	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834 §5
-	msg.SetGenHeader("Content-Language", m.Locale.String())
+	if m.Locale != language.Und {
+		msg.SetGenHeader("Content-Language", m.Locale.String()) // RFC 3282
+	}
 	msg.SetBoundary(boundary(r.MessageID))
 	setParts(msg, m)
 	var b bytes.Buffer
