@@ -237,45 +237,20 @@ func TestEachCallerIsAnsweredAsItExpects(t *testing.T) {
 	}
 }
 
-func TestAnAddressOutsideOfASCIIIsWrittenAsItIs(t *testing.T) {
-	m := parse(t, "native", `{"to":"jörg@bücher.example","subject":"S","text":"T"}`)[0]
-	raw, err := m.Compose("no-reply@auth.example.com")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(raw), "To: <jörg@xn--bcher-kva.example>\r\n") {
-		t.Errorf("the header is\n%s", raw.Header())
-	}
-}
-
-func TestHostileWordsStayInTheirPlaceInARenderedMail(t *testing.T) {
-	huge := strings.Repeat("é\u202e", 500000)
-	for _, subject := range []string{"Hi\r\nBcc: x@example.net", "\x00\u2028x", "=?utf-8?q?=0D=0ABcc:_x?=", huge, "日本語の件名 👩‍👩‍👧"} {
-		body, err := json.Marshal(map[string]string{"to": "a@example.net", "subject": subject, "text": "x\x00y\r\n.\r\nBcc: z\n" + subject, "html": "<p>" + subject})
+func TestHostileWordsStayOneLineWhereTheyAreOne(t *testing.T) {
+	for subject, want := range map[string]string{
+		"Hi\r\nBcc: x@example.net":               "Hi Bcc: x@example.net",
+		"\x00\u2028x\u202e":                      "x",
+		"日本語の件名 👩\u200d👩":                        "日本語の件名 👩\u200d👩",
+		strings.Repeat("é\u202e", 500000):        strings.Repeat("é", 499),
+		"=?utf-8?q?=0D=0ABcc:_x=40example.net?=": "=?utf-8?q?=0D=0ABcc:_x=40example.net?=",
+	} {
+		body, err := json.Marshal(map[string]string{"to": "a@example.net", "subject": subject, "text": "x"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := parse(t, "native", string(body))[0]
-		raw, err := m.Compose(`"Näme" <no-reply@auth.example.com>`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		names := map[string]int{}
-		for f := range message.Fields(raw.Header()) {
-			names[f.Name()]++
-		}
-		for _, once := range []string{"From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted"} {
-			if names[once] != 1 {
-				t.Errorf("%.20q: %d fields %s", subject, names[once], once)
-			}
-		}
-		if names["Bcc"] != 0 || strings.ContainsRune(string(raw), 0) {
-			t.Errorf("%.20q got out of its place:\n%.2000s", subject, raw)
-		}
-		for line := range strings.Lines(string(raw)) {
-			if len(line) > 1000 || !strings.HasSuffix(line, "\r\n") {
-				t.Fatalf("%.20q: a line of %d octets: %.100q", subject, len(line), line)
-			}
+		if got := parse(t, "native", string(body))[0].Rendered.Subject; got != want {
+			t.Errorf("%.40q became %.60q, want %.60q", subject, got, want)
 		}
 	}
 }
@@ -305,20 +280,8 @@ func FuzzParse(f *testing.F) {
 			if m.Raw == nil && m.Variables == nil && m.Rendered == nil || m.To.Domain == "" || m.Type == "" {
 				t.Fatalf("a mail of nothing: %+v", m)
 			}
-			if m.Rendered == nil {
-				continue
-			}
-			raw, err := m.Compose("no-reply@auth.example.com")
-			if err != nil {
-				if _, ok := errors.AsType[*Invalid](err); !ok {
-					t.Fatalf("compose: %v", err)
-				}
-				continue
-			}
-			for field := range message.Fields(raw.Header()) {
-				if field.Is("Bcc") || field.Is("Cc") {
-					t.Fatalf("a field got in: %q", raw.Header())
-				}
+			if m.Rendered != nil && (m.Rendered.Subject != clean(m.Rendered.Subject, maxSubject) || m.Rendered.Text+m.Rendered.HTML == "") {
+				t.Fatalf("words of no mail: %+v", m.Rendered)
 			}
 		}
 	})

@@ -28,16 +28,16 @@ func waiting(c any) (yes bool) {
 
 // refuseNew keeps ln from taking part in new connections, so that those which are complete can be accepted before it is
 // closed: closing resets what nobody has accepted, with the requests that were sent on it. A filter drops the packets
-// that begin a connection (SYN); who sent them tries again a second later, and finds whoever listens then. Where that
-// cannot be done the moment between the last look and the closing is left.
-func refuseNew(ln net.Listener) {
+// that begin a connection (SYN); who sent them tries again a second later, and finds whoever listens then. It reports
+// whether the kernel can do that; else the moment between the last look and the closing is left.
+func refuseNew(ln net.Listener) (done bool) {
 	tcp, ok := ln.(*net.TCPListener)
 	if !ok {
-		return
+		return false
 	}
 	rc, err := tcp.SyscallConn()
 	if err != nil {
-		return
+		return false
 	}
 	// A socket filter of TCP sees packets from their TCP header on; octet 13 holds the flags.
 	const flags, syn = 13, 0x02
@@ -48,6 +48,8 @@ func refuseNew(ln net.Listener) {
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
 	}
 	_ = rc.Control(func(fd uintptr) {
-		_ = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+		done = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}) == nil
 	})
+	return done
 }

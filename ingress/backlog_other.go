@@ -4,6 +4,6 @@ package ingress
 
 import "net"
 
-func refuseNew(net.Listener) {}
+func refuseNew(net.Listener) bool { return false }
 
 func waiting(any) bool { return false }

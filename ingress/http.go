@@ -40,11 +40,13 @@ type Templates interface {
 	// Fill makes the message that m, whose Variables are set, stands for. Its errors are *hook.Invalid. from is the sender
 	// where the template has none.
 	Fill(m *hook.Mail, from string, schemes []string) (*Filled, error)
+	// Compose makes the message of m, which is Rendered, from a sender. Its errors are *hook.Invalid.
+	Compose(m *hook.Mail, from string) (*Filled, error)
 }
 
-// Filled is a template with its placeholders filled in.
+// Filled is a composed mail.
 type Filled struct {
-	Type     string        // whose template it is
+	Type     string        // whose template it is; "" for none, as are Purpose and Lifetime then
 	Unknown  bool          // there is none for the type that was asked for
 	Purpose  string        // "code", "invitation" or "notice"
 	Lifetime time.Duration // how long it is worth sending

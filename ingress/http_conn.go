@@ -24,7 +24,8 @@ import (
 type httpListener struct {
 	net.Listener
 	door   *HTTP
-	until  atomic.Int64 // when Accept ends at the latest, in nanoseconds; 0 while it goes on
+	settle time.Duration // how long nobody must have come before it is closed; set before until
+	until  atomic.Int64  // when Accept ends at the latest, in nanoseconds; 0 while it goes on
 	closed sync.Once
 	err    error
 }
@@ -32,7 +33,8 @@ type httpListener struct {
 // lingerTime is how long a connection that broke is read from.
 const lingerTime = 500 * time.Millisecond
 
-// A listener that stops is closed once it has nobody new for settleTime, or after settleMost.
+// A listener that stops is closed once nobody new has come for settleTime. Where connections go on being made it is closed
+// the moment that nobody waits, or after settleMost.
 const (
 	settleTime = 50 * time.Millisecond
 	settleMost = time.Second
@@ -49,7 +51,7 @@ func (l *httpListener) Accept() (net.Conn, error) {
 			return nil, l.ended(err)
 		}
 		if until := l.until.Load(); until > 0 {
-			l.setDeadline(earlier(time.Now().Add(settleTime), time.Unix(0, until)))
+			l.setDeadline(earlier(time.Now().Add(l.settle), time.Unix(0, until)))
 		}
 		c := l.door.newHTTPConn(raw)
 		if !c.enter() {
@@ -87,10 +89,12 @@ func (l *httpListener) stop() {
 		l.setDeadline(time.Now())
 		return
 	}
-	refuseNew(l.Listener)
+	if refuseNew(l.Listener) {
+		l.settle = settleTime // for handshakes under way
+	}
 	l.until.Store(time.Now().Add(settleMost).UnixNano())
 	l.door.draining.Store(true)
-	if !l.setDeadline(time.Now().Add(settleTime)) {
+	if !l.setDeadline(time.Now().Add(l.settle)) {
 		l.Close()
 	}
 }

@@ -92,15 +92,8 @@ func (q *request) submission(m *hook.Mail) (*message.Submission, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case m.Raw != nil:
-		sub.Raw = m.Raw
-	case m.Variables != nil && (m.Rendered == nil || q.set.templates.Knows(m.Type)):
-		if author, err = q.fill(m, from, sub); err != nil {
-			return nil, err
-		}
-	default:
-		if sub.Raw, err = m.Compose(from); err != nil {
+	if sub.Raw = m.Raw; m.Raw == nil {
+		if author, err = q.compose(m, from, sub); err != nil {
 			return nil, err
 		}
 	}
@@ -108,8 +101,16 @@ func (q *request) submission(m *hook.Mail) (*message.Submission, error) {
 	return sub, nil
 }
 
-// fill makes the message of m from a template, and returns who it is from.
-func (q *request) fill(m *hook.Mail, from string, sub *message.Submission) (message.Address, error) {
+// compose makes the message of m, from a template where the words are not there already, and returns who it is from.
+func (q *request) compose(m *hook.Mail, from string, sub *message.Submission) (message.Address, error) {
+	if m.Variables == nil || m.Rendered != nil && !q.set.templates.Knows(m.Type) {
+		f, err := q.set.templates.Compose(m, from)
+		if err != nil {
+			return message.Address{}, err
+		}
+		sub.Raw = f.Raw
+		return f.From, nil
+	}
 	f, err := q.set.templates.Fill(m, from, q.hook.LinkSchemes)
 	if err != nil {
 		return message.Address{}, err

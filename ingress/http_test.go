@@ -109,6 +109,11 @@ func (fakeTemplates) Fill(m *hook.Mail, from string, _ []string) (*Filled, error
 	return &Filled{Type: "SignIn", Unknown: m.Type != "SignIn", Purpose: "code", Lifetime: 10 * time.Minute, From: a, Raw: message.Raw(raw)}, err
 }
 
+func (fakeTemplates) Compose(m *hook.Mail, from string) (*Filled, error) {
+	a, err := addressOf(from)
+	return &Filled{From: a, Raw: message.Raw("From: " + from + "\r\nSubject: " + m.Rendered.Subject + "\r\n\r\n" + m.Rendered.Text + "\r\n")}, err
+}
+
 // httpDoor is an HTTP door under test.
 type httpDoor struct {
 	*HTTP

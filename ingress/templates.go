@@ -28,17 +28,41 @@ func NewTemplates(t *compose.Templates) Templates {
 func (t *templates) Knows(kind string) bool { return t.types[kind] }
 
 func (t *templates) Fill(m *hook.Mail, from string, schemes []string) (*Filled, error) {
-	sender, err := addressOf(from)
+	r, err := composition(m, from)
 	if err != nil {
 		return nil, err
 	}
-	mail, err := t.Render(compose.Request{Type: m.Type, Locales: compose.Locales(m.Locales...), Variables: m.Variables, From: from, ReplyTo: m.ReplyTo,
-		To: m.To.String(), MessageID: strings.ToLower(rand.Text()) + "@" + sender.Domain, Date: time.Now(), LinkSchemes: schemes})
+	r.LinkSchemes = schemes
+	mail, err := t.Render(r)
 	if err != nil {
-		if bad, ok := errors.AsType[*compose.Error](err); ok {
-			return nil, &hook.Invalid{Field: bad.Field, Text: bad.Text}
-		}
-		return nil, err
+		return nil, invalid(err)
 	}
 	return &Filled{Type: mail.Type.Name, Unknown: mail.Unknown, Purpose: mail.Type.Purpose, Lifetime: mail.Type.Lifetime, From: mail.From, Raw: mail.Raw}, nil
+}
+
+func (t *templates) Compose(m *hook.Mail, from string) (*Filled, error) {
+	r, err := composition(m, from)
+	if err != nil {
+		return nil, err
+	}
+	mail, err := t.Rendered(r, m.Rendered.Subject, m.Rendered.Text, m.Rendered.HTML)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	return &Filled{From: mail.From, Raw: mail.Raw}, nil
+}
+
+// composition is what package compose is asked for.
+func composition(m *hook.Mail, from string) (compose.Request, error) {
+	sender, err := addressOf(from)
+	return compose.Request{Type: m.Type, Locales: compose.Locales(m.Locales...), Variables: m.Variables, From: from, ReplyTo: m.ReplyTo,
+		To: m.To.String(), MessageID: strings.ToLower(rand.Text()) + "@" + sender.Domain, Date: time.Now()}, err
+}
+
+// invalid makes the request's fault of what package compose says.
+func invalid(err error) error {
+	if bad, ok := errors.AsType[*compose.Error](err); ok {
+		return &hook.Invalid{Field: bad.Field, Text: bad.Text}
+	}
+	return err
 }
