@@ -136,6 +136,9 @@ func (t *try) settle() {
 		t.lane.answer(t.msg.ID, nil) // 250 stands on the Put; nothing to wait for
 	}
 	client := t.notify(settlements, refusal)
+	if refusal != nil {
+		client = t.forgetKey(settlements, client)
+	}
 	settled := t.r.settle(t.msg, settlements)
 	if refusal == nil {
 		return

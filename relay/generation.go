@@ -204,6 +204,14 @@ func (p *plan) inherit(old *plan) {
 // verdict says when the client of m gets its answer: as a match rule has it, else as the stream does.
 func (p *plan) verdict(m *message.Message) string { return cmp.Or(m.Verdict, p.stream.Verdict) }
 
+// patience says how long a client waits for the upstream's word.
+func (p *plan) patience(o *message.Order) time.Duration {
+	if o != nil && o.Wait > 0 {
+		return o.Wait
+	}
+	return p.stream.VerdictTimeout
+}
+
 // hop returns the hop of p that goes the same way as h, or nil.
 func (p *plan) hop(h *hop) *hop {
 	if p == nil {
