@@ -16,7 +16,7 @@ func (a *app) statsCmd() *cobra.Command {
 	var by string
 	c := &cobra.Command{
 		Use:   "stats",
-		Short: "Compare the upstreams of each stream, or count what was ordered over HTTP",
+		Short: "Compare the upstreams, or count the orders over HTTP",
 		Long: `Compare the upstreams of each stream since the daemon started: how many
 messages began there, what the upstream said of them, how long it took (half
 and 99 of 100 took no longer), how many went elsewhere because it could not

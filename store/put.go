@@ -88,7 +88,7 @@ func (j *putJob) size() (messages, octets int) { return len(j.messages), j.inlin
 
 func (j *putJob) apply(t *tx) error {
 	j.result = message.PutResult{} // of an earlier try, whose transaction was undone
-	known, err := t.submitted(j.messages)
+	known, err := t.claimKeys(j.messages)
 	if j.known = known; err != nil || known != 0 {
 		return err
 	}
@@ -156,9 +156,6 @@ func (t *tx) put(m *message.Message, own bool, large *largeBody) error {
 	if err := t.db.put(t, m, attrs, body, own); err != nil || own {
 		return err
 	}
-	if err := t.putKey(m); err != nil {
-		return err
-	}
 	for i := range m.Recipients {
 		t.lanes[m.Recipients[i].Lane] = true
 		if err := t.append(recipientEvent(event.Accepted, m, &m.Recipients[i], t.now)); err != nil {
@@ -189,8 +186,8 @@ func (j *putJob) undo(t *tx) error {
 		if err == nil {
 			err = t.db.endMessage(t, m.ID)
 		}
-		if err == nil {
-			err = t.forgetKey(m.ID)
+		if err == nil && len(ns) > 0 { // else it was not stored, or is another node's, and no second one is wanted
+			err = t.db.forgetKey(m.ID)
 		}
 		if err != nil {
 			return fmt.Errorf("take back message %v: %w", m.ID, err)

@@ -1,51 +1,58 @@
 package store
 
 import (
+	"errors"
+	"slices"
+
 	"gatepost/message"
 )
 
-// submitted returns the message that was put under the key of one of ms before, where that is still remembered; 0 for
-// none.
-func (t *tx) submitted(ms []*message.Message) (known message.ID, err error) {
+// errFreed says that a key was another message's when it was asked for, and nobody's right after.
+var errFreed = errors.New("the key that the message came under has just become free")
+
+// claimKeys remembers the keys of ms for as long as each could live. Where one is that of a message which was put before
+// and could still live, none is remembered, and the id of that message returned; else 0.
+func (t *tx) claimKeys(ms []*message.Message) (known message.ID, err error) {
 	for _, m := range ms {
-		if len(m.Key) == 0 || known != 0 {
+		if len(m.Key) == 0 {
 			continue
 		}
-		err = t.db.query(func(r scanner) (bool, error) { return false, r.Scan((*int64)(&known)) },
-			"SELECT message FROM submission WHERE key = ? AND expires_at > ?", m.Key, t.now.UnixMilli())
+		holder, err := t.db.claimKey(t, m)
 		if err != nil {
 			return 0, err
 		}
+		if !slices.ContainsFunc(ms, func(m *message.Message) bool { return m.ID == holder }) {
+			return holder, t.forgetKeys(ms)
+		}
 	}
-	return known, nil
+	return 0, nil
+}
+
+func (t *tx) forgetKeys(ms []*message.Message) error {
+	for _, m := range ms {
+		if len(m.Key) == 0 {
+			continue
+		}
+		if err := t.db.forgetKey(m.ID); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // statusTaken is submission.status of what was put: a repetition is told that it was accepted.
 const statusTaken = 200
 
-// putKey remembers m's key for as long as m could live. One that is there has expired.
-func (t *tx) putKey(m *message.Message) error {
-	if len(m.Key) == 0 {
-		return nil
-	}
-	_, err := t.exec(`INSERT INTO submission(key, message, status, expires_at) VALUES(?, ?, ?, ?)
-	ON CONFLICT(key) DO UPDATE SET message = excluded.message, status = excluded.status, expires_at = excluded.expires_at`,
-		m.Key, int64(m.ID), statusTaken, ms(m.ExpiresAt))
-	return err
-}
+const forgetKey = "DELETE FROM submission WHERE message = ?"
 
-// forgetKey makes the key that a message was put under, if there is one, free again.
-func (t *tx) forgetKey(id message.ID) error {
-	_, err := t.exec("DELETE FROM submission WHERE message = ?", int64(id))
-	return err
-}
-
-// submissionPage bounds the keys that one turn of upkeep removes.
-const submissionPage = 500
+const (
+	expiredKeys    = "SELECT key FROM submission WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
+	submissionPage = 500 // keys that one turn of upkeep removes
+)
 
 // cutSubmissions deletes a page of keys whose messages' lifetimes have ended.
 func (t *tx) cutSubmissions() (more bool, err error) {
-	n, err := t.exec("DELETE FROM submission WHERE key IN (SELECT key FROM submission WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)",
-		t.now.UnixMilli(), submissionPage)
+	n, err := t.exec("WITH page AS MATERIALIZED ("+t.db.locking(expiredKeys)+") DELETE FROM submission WHERE key IN (SELECT key FROM page)",
+		ms(t.now), submissionPage)
 	return n >= submissionPage, err
 }
