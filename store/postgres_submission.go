@@ -11,12 +11,12 @@ import (
 // commit, always in order of key; whose it is then is what the last statement tells. A key that is another's is not
 // locked, so that the settlement which forgets it need not wait for those who ask.
 const (
-	freeKeys = `DELETE FROM submission WHERE key IN (SELECT key FROM submission WHERE key = ANY($1) AND expires_at <= $2
-		ORDER BY key FOR UPDATE)`
+	freeKeys  = "WITH s AS MATERIALIZED (SELECT ctid AS place FROM submission WHERE key = ANY($1) AND expires_at + 0 <= $2 ORDER BY key FOR UPDATE)" + deletePlaces
 	claimKeys = `INSERT INTO submission(key, message, status, expires_at)
 		SELECT key, message, $4, expires_at FROM unnest($1::bytea[], $2::bigint[], $3::bigint[]) AS o(key, message, expires_at)
 		ON CONFLICT(key) DO NOTHING`
-	keyHolders = "SELECT key, message FROM submission WHERE key = ANY($1)"
+	keyHolders   = "SELECT key, message FROM submission WHERE key = ANY($1)"
+	deletePlaces = " DELETE FROM submission o USING s WHERE o.ctid = s.place"
 )
 
 // askOrders takes the keys that messages of a batch come under, each for the first of them, and learns whose they are.
@@ -53,4 +53,9 @@ func (d *pgDB) claimKey(_ *tx, m *message.Message) (holder message.ID, err error
 func (d *pgDB) forgetKey(id message.ID) error {
 	maps.DeleteFunc(d.asked.orders, func(_ string, holder message.ID) bool { return holder == id })
 	return d.change(forgetKey, int64(id))
+}
+
+// cutKeys leaves out what a Put is taking over.
+func (d *pgDB) cutKeys() string {
+	return "WITH s AS MATERIALIZED (SELECT ctid AS place FROM submission WHERE expires_at <= ? ORDER BY expires_at LIMIT ? FOR UPDATE SKIP LOCKED)" + deletePlaces
 }

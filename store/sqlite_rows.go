@@ -246,6 +246,10 @@ func (d *liteDB) forgetKey(id message.ID) error {
 	return err
 }
 
+func (d *liteDB) cutKeys() string {
+	return "DELETE FROM submission WHERE key IN (SELECT key FROM submission WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)"
+}
+
 func (d *liteDB) waits(*tx, []byte) bool { return true }
 
 func (d *liteDB) again(t *tx, found []row) (now []row, err error) {

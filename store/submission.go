@@ -45,14 +45,11 @@ const statusTaken = 200
 
 const forgetKey = "DELETE FROM submission WHERE message = ?"
 
-const (
-	expiredKeys    = "SELECT key FROM submission WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
-	submissionPage = 500 // keys that one turn of upkeep removes
-)
+// submissionPage bounds the keys that one turn of upkeep removes.
+const submissionPage = 500
 
 // cutSubmissions deletes a page of keys whose messages' lifetimes have ended.
 func (t *tx) cutSubmissions() (more bool, err error) {
-	n, err := t.exec("WITH page AS MATERIALIZED ("+t.db.locking(expiredKeys)+") DELETE FROM submission WHERE key IN (SELECT key FROM page)",
-		ms(t.now), submissionPage)
+	n, err := t.exec(t.db.cutKeys(), ms(t.now), submissionPage)
 	return n >= submissionPage, err
 }
