@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -210,6 +211,15 @@ func (p *plan) patience(o *message.Order) time.Duration {
 		return o.Wait
 	}
 	return p.stream.VerdictTimeout
+}
+
+// recordWithin says how much longer it waits for a refusal to be recorded. Callers over HTTP give up after 5 s; a client
+// over SMTP has minutes.
+func recordWithin(o *message.Order) time.Duration {
+	if o != nil {
+		return time.Second
+	}
+	return math.MaxInt64
 }
 
 // hop returns the hop of p that goes the same way as h, or nil.

@@ -147,6 +147,76 @@ func TestARefusalThatIsToldFreesTheKeyAndOneThatComesLateDoesNot(t *testing.T) {
 	})
 }
 
+func TestAnOrderIsAnsweredInTimeWhateverIsWrongWithTheFirstUpstream(t *testing.T) {
+	badMail := says(verdictOf(message.Permanent, message.ScopeMessage, 554))
+	badAddress := says(verdictOf(message.Permanent, message.ScopeRecipient, 550))
+	takes, hangs := func(*service) {}, func(s *service) { s.hang = true }
+	for name, tt := range map[string]struct {
+		first, second func(*service)
+		hedge         time.Duration
+		code          int
+		after         time.Duration
+		copies        int // that went out in all, or were refused
+	}{
+		"it hangs and the second takes the mail":  {hangs, takes, 0, 0, 1500 * time.Millisecond, 1},
+		"it stalls and the second takes the mail": {func(s *service) { s.stall = true }, takes, 0, 0, 1500 * time.Millisecond, 1},
+		"both hang":          {hangs, hangs, 0, 0, 3 * time.Second, 0},
+		"its answer is lost": {loses, takes, 0, 0, 3 * time.Second, 2},
+		"its answer is lost, and a second copy is taken": {loses, takes, 2 * time.Second, 0, 2 * time.Second, 2},
+		"its answer is lost, and the second refuses":     {loses, badAddress, 2 * time.Second, 0, 3 * time.Second, 2},
+		"it refuses the mail and the second takes it":    {badMail, takes, 0, 0, 0, 2},
+		"it hangs and the second refuses the mail":       {hangs, badMail, 0, 0, 1500 * time.Millisecond, 1},
+		"it hangs and the second refuses the recipient":  {hangs, badAddress, 0, 550, 1500 * time.Millisecond, 1},
+		"both refuse the mail":                           {badMail, badMail, 0, 554, 0, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				g, spare := newPairRig(t, func(c *config.Config) { c.Stream["auth"].HedgeAfter = tt.hedge })
+				g.auth.set(tt.first)
+				spare.set(tt.second)
+				began := time.Now()
+				first, err := g.ordered("k", 3*time.Second, "kim@example.net")
+				if took := time.Since(began); codeOf(err) != tt.code || took < tt.after || took > tt.after+100*time.Millisecond {
+					t.Errorf("answered %v after %v, want %d after %v", err, took, tt.code, tt.after)
+				}
+				time.Sleep(15 * time.Second)
+				copies := func() int { return len(g.auth.got()) + len(spare.got()) }
+				if n := copies(); n != tt.copies {
+					t.Errorf("%d copies, want %d", n, tt.copies)
+				}
+				again, err := g.ordered("k", 3*time.Second, "kim@example.net")
+				switch {
+				case tt.code != 0: // it was told, so that this is an order of its own
+					if codeOf(err) != tt.code || copies() != 2*tt.copies {
+						t.Errorf("ordered again after a refusal: %+v, %v, %d copies in all", again, err, copies())
+					}
+				case err != nil || !again[0].Repeated || again[0].ID != first[0].ID || copies() != tt.copies:
+					t.Errorf("a repetition got %+v, %v, and %d copies in all", again, err, copies())
+				}
+			})
+		})
+	}
+}
+
+func TestARefusalThatCannotBeRecordedInTimeMeansLater(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, nil)
+		g.stop()
+		g.start(func(s Spool) Spool { return &slowSettle{s, time.Minute} })
+		g.auth.set(says(verdictOf(message.Permanent, message.ScopeRecipient, 550)))
+		began := time.Now()
+		if _, err := g.ordered("k", 3*time.Second, "kim@example.net"); codeOf(err) != 451 || time.Since(began) != 4*time.Second {
+			t.Errorf("answered %v after %v, want 451 after 4s", err, time.Since(began))
+		}
+		time.Sleep(2 * time.Minute)
+		g.auth.set(func(s *service) { s.verdict = nil })
+		if again, err := g.ordered("k", 3*time.Second, "kim@example.net"); err != nil || again[0].Repeated {
+			t.Errorf("once it was recorded: %+v, %v", again, err)
+		}
+		time.Sleep(2 * time.Minute)
+	})
+}
+
 func TestTheMailsOfOneOrderAreTakenTogetherAndOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g := newRig(t, nil)

@@ -262,7 +262,7 @@ func (r *Relay) answered(ctx context.Context, g *Generation, subs []*message.Sub
 		select {
 		case refusal = <-answers[i]:
 		case <-t.C:
-			refusal = g.plans[m.Stream].lane.late(m.ID, answers[i])
+			refusal = g.plans[m.Stream].lane.late(m.ID, answers[i], recordWithin(subs[i].Order))
 		case <-ctx.Done():
 			refusal = nil
 		}
