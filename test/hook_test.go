@@ -105,7 +105,13 @@ type hooks struct {
 
 func newHooks(t *testing.T) *hooks {
 	t.Helper()
-	h := &hooks{newSite(t), freeAddress(t)}
+	return newSite(t).addHooks()
+}
+
+// addHooks gives s an HTTP door, for its next start.
+func (s *site) addHooks() *hooks {
+	s.t.Helper()
+	h := &hooks{s, freeAddress(s.t)}
 	for name, text := range map[string]string{"web.token": webToken, "web.next": nextToken, "key.token": keyToken, "zitadel.secret": zitadelKey,
 		"supabase.secret": "v1,whsec_" + base64.StdEncoding.EncodeToString([]byte(supabaseKey)),
 		"supabase.next":   "whsec_" + base64.StdEncoding.EncodeToString([]byte(nextKey)), "novu.secret": novuKey} {
