@@ -158,7 +158,7 @@ func (d *pgDB) prepare(t *tx, jobs []job) error {
 	if len(settle.byRow)+len(claims)+len(keys)+len(orders) == 0 {
 		return nil
 	}
-	settle.ask(d, t) // first: it alone waits for locks, but for those of submission keys, whose holders wait for nothing more
+	settle.ask(d, t) // first: what follows waits for no locks but those of submission keys, always in their order
 	for _, j := range claims {
 		d.askDue(t, j)
 	}

@@ -179,19 +179,19 @@ func (t *tx) seal(m *message.Message, large *largeBody) (b storedBody, err error
 }
 
 // undo takes back a Put whose client was told to try again. What was said to be accepted is said to be dropped, so that
-// history holds no message without an end.
+// history holds no message without an end. Where nothing is there to be taken back, another node may have sent it all, and
+// what the client tries again is to find that: the key stays.
 func (j *putJob) undo(t *tx) error {
+	taken := 0
 	for _, m := range j.messages {
 		ns, err := t.db.takeBack(t, m.ID)
 		if err == nil {
 			err = t.db.endMessage(t, m.ID)
 		}
-		if err == nil && len(ns) > 0 { // else it was not stored, or is another node's, and no second one is wanted
-			err = t.db.forgetKey(m.ID)
-		}
 		if err != nil {
 			return fmt.Errorf("take back message %v: %w", m.ID, err)
 		}
+		taken += len(ns)
 		for i := range m.Recipients {
 			if j.own || !slices.Contains(ns, m.Recipients[i].N) {
 				continue
@@ -203,7 +203,10 @@ func (j *putJob) undo(t *tx) error {
 			}
 		}
 	}
-	return nil
+	if taken == 0 {
+		return nil
+	}
+	return t.forgetKeys(j.messages)
 }
 
 func flags(m *message.Message) (f int) {
