@@ -18,7 +18,7 @@ SPECS     ?= ../shared/reference/esp-specs
 # What the tests need and meet as real peers: a command, a module of Debian's own Python or Perl, or a jar, and the
 # package that has it.
 PEERS := gcc:build-essential swaks:swaks curl:curl postfix:postfix strace:strace bwrap:bubblewrap haproxy:haproxy \
-         systemd-analyze:systemd systemd-socket-activate:systemd node:nodejs npm:npm javac:default-jdk-headless \
+         systemd-analyze:systemd systemd-socket-activate:systemd node:nodejs npm:npm openssl:openssl javac:default-jdk-headless \
          initdb:postgresql psql:postgresql-client
 MODULES := dkim:python3-dkim nacl:python3-nacl seccomp:python3-seccomp
 PERL := Net::SSLeay:libnet-ssleay-perl

@@ -42,6 +42,8 @@ type Engine interface {
 	Submit(ctx context.Context, t TestMail) (message.ID, error)
 	// Captured returns what the capture upstreams keep, oldest first.
 	Captured() []Captured
+	// Orders counts the mail that was ordered over HTTP.
+	Orders() Orders
 	// Reload makes the config file, read anew, what holds. After an error everything is as it was.
 	Reload(ctx context.Context) (Reloaded, error)
 }
@@ -148,13 +150,14 @@ type Reloaded struct {
 	Streams   Changes           `json:"streams"`
 	Egresses  Changes           `json:"egresses"`
 	Upstreams Changes           `json:"upstreams"`
+	Hooks     Changes           `json:"hooks"`
 	Held      int               `json:"held"` // recipients that wait for a stream that is not in the config
 	Warnings  []*config.Problem `json:"warnings,omitempty"`
 }
 
 // Count returns how many sections changed in any way.
 func (r Reloaded) Count() (n int) {
-	for _, c := range []Changes{r.Listeners, r.Clients, r.Streams, r.Egresses, r.Upstreams} {
+	for _, c := range []Changes{r.Listeners, r.Clients, r.Streams, r.Egresses, r.Upstreams, r.Hooks} {
 		n += len(c.Added) + len(c.Removed) + len(c.Changed)
 	}
 	return n

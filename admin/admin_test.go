@@ -96,6 +96,7 @@ func (e *fakeEngine) Submit(_ context.Context, t TestMail) (message.ID, error) {
 	return testID, nil
 }
 func (e *fakeEngine) Captured() []Captured { return nil }
+func (e *fakeEngine) Orders() Orders       { return Orders{Counts: []OrderCount{{Sent: 7}}} }
 
 var testID = message.NewID(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), 0, 1)
 

@@ -126,6 +126,11 @@ func (c *Client) Test(ctx context.Context, t TestMail) (id message.ID, err error
 	return q.ID, err
 }
 
+// Orders returns how much mail was ordered over HTTP.
+func (c *Client) Orders(ctx context.Context) (o Orders, err error) {
+	return o, c.do(ctx, http.MethodGet, "/v1/stats/orders", nil, nil, &o)
+}
+
 // Captured returns what the daemon's capture upstreams keep.
 func (c *Client) Captured(ctx context.Context) (m []Captured, err error) {
 	return m, c.do(ctx, http.MethodGet, "/v1/captured", nil, nil, &m)

@@ -39,6 +39,7 @@ type handler struct {
 //	POST /v1/queue/{action}   Change → Changed; action is retry, hold, release or drop
 //	GET  /v1/trace            Trace; msg_id or address
 //	GET  /v1/captured         []Captured
+//	GET  /v1/stats/orders     Orders
 //	POST /v1/test             TestMail → Queued
 //	POST /v1/reload           Reloaded
 //
@@ -55,6 +56,7 @@ func Handler(queue Queue, engine Engine, log *slog.Logger) http.Handler {
 	mux.HandleFunc("POST /v1/queue/{action}", h.answer(h.change))
 	mux.HandleFunc("GET /v1/trace", h.answer(h.trace))
 	mux.HandleFunc("GET /v1/captured", h.answer(h.captured))
+	mux.HandleFunc("GET /v1/stats/orders", h.answer(func(*http.Request) (any, error) { return h.engine.Orders(), nil }))
 	mux.HandleFunc("POST /v1/test", h.answer(h.test))
 	mux.HandleFunc("POST /v1/reload", h.answer(func(r *http.Request) (any, error) { return h.engine.Reload(r.Context()) }))
 	mux.HandleFunc("/", h.answer(func(*http.Request) (any, error) {

@@ -28,6 +28,7 @@ const (
 	hurryAfter  = time.Second // clients that wait for the upstream's word are answered without it
 	drainDoors  = 1500 * time.Millisecond
 	drainAnswer = time.Second
+	drainHTTP   = 500 * time.Millisecond // of these, for requests that are on their way
 	drainStore  = 2 * time.Second
 )
 
@@ -39,6 +40,9 @@ type daemon struct {
 	relay       *relay.Relay
 	budget      *ingress.Budget
 	connections *ingress.Connections
+	limits      *ingress.Limits
+	templates   ingress.Templates
+	orders      *admin.OrderCounter
 	now         atomic.Pointer[setup]
 	admin       net.Listener
 	hurry       context.Context // ends when nobody should wait for an upstream any more
@@ -83,6 +87,7 @@ func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(cfg.Limits.Memory / 2) // big mails leave much to collect, and it should not pile up
 	}
+	d.orders = admin.NewOrderCounter()
 	if d.store, err = d.openStore(ctx, cfg); err != nil {
 		return err
 	}
@@ -90,6 +95,10 @@ func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
 		return err
 	}
 	d.budget, d.connections = ingress.NewBudget(cfg.Limits.BytesInFlight), ingress.NewConnections(d.maxConnections)
+	d.limits = ingress.NewLimits()
+	if d.templates, err = doorTemplates(cfg); err != nil {
+		return err
+	}
 	doors, err := d.openDoors(ctx, cfg, nil)
 	if err != nil {
 		return err

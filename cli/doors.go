@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 
+	"gatepost/compose"
 	"gatepost/config"
 	"gatepost/ingress"
 )
@@ -21,9 +22,14 @@ type door struct {
 
 // socket is what of a door stays the same over reloads.
 type socket struct {
-	ln   net.Listener
-	smtp *ingress.SMTP
-	stop context.CancelFunc // ends its serving; nil until it serves
+	ln       net.Listener
+	protocol string
+	served   interface {
+		Serve(ctx context.Context, ln net.Listener) error
+	}
+	// reconfigure makes ready what a config changes about the listener: ingress has it.
+	reconfigure func(cfg *config.Config, l *config.Listen, templates ingress.Templates) (apply func(), err error)
+	stop        context.CancelFunc // ends its serving; nil until it serves
 }
 
 // openDoors returns a door for every listener of cfg, by name: those of open that are at its address already, and for
@@ -45,10 +51,25 @@ func (d *daemon) openDoors(ctx context.Context, cfg *config.Config, open []door)
 	return doors, nil
 }
 
-// socketAt returns the one among open that l goes on with: of the same name and address. Nothing else about a listener
-// is fixed.
+// doorTemplates reads the templates that the HTTP door fills in; nil where nobody would use them. loadConfig has told
+// what is wrong with them.
+func doorTemplates(cfg *config.Config) (ingress.Templates, error) {
+	if len(cfg.Hook) == 0 {
+		return nil, nil
+	}
+	t, err := compose.Load(cfg.Templates, slices.Sorted(maps.Keys(cfg.Upstream)))
+	if err != nil {
+		return nil, err
+	}
+	return ingress.NewTemplates(t), nil
+}
+
+// socketAt returns the one among open that l goes on with: of the same name, address and protocol. Nothing else about a
+// listener is fixed.
 func socketAt(open []door, l *config.Listen) *socket {
-	i := slices.IndexFunc(open, func(o door) bool { return o.listen.Name == l.Name && o.listen.Address == l.Address })
+	i := slices.IndexFunc(open, func(o door) bool {
+		return o.listen.Name == l.Name && o.listen.Address == l.Address && o.protocol == l.Protocol
+	})
 	if i < 0 {
 		return nil
 	}
@@ -87,24 +108,45 @@ func collide(a, b string) bool {
 
 // newSocket binds the address of l.
 func (d *daemon) newSocket(ctx context.Context, cfg *config.Config, l *config.Listen) (*socket, error) {
-	smtp, err := ingress.NewSMTP(ingress.SMTPOptions{Listen: l, Hostname: cfg.Hostname, Acceptor: acceptor{d.relay, d.hurry},
+	s, err := d.newServer(cfg, l)
+	if err != nil {
+		return nil, err
+	}
+	s.ln, err = d.bind(ctx, l)
+	return s, err
+}
+
+// newServer makes what speaks the protocol of l. Nothing is bound yet.
+func (d *daemon) newServer(cfg *config.Config, l *config.Listen) (*socket, error) {
+	s := &socket{protocol: l.Protocol}
+	if l.HTTP() {
+		server, err := ingress.NewHTTP(ingress.HTTPOptions{Config: cfg, Listen: l.Name, Caller: acceptor{d.relay, d.hurry}, Templates: d.templates,
+			Budget: d.budget, Limits: d.limits, Reserve: d.sendsAuth, Log: d.log.Logger,
+			Timeouts: ingress.HTTPTimeouts{Linger: drainHTTP, Drain: drainDoors + drainAnswer - drainHTTP}})
+		if err != nil {
+			return nil, err
+		}
+		s.served, s.reconfigure = server, server.Reconfigure
+		return s, nil
+	}
+	server, err := ingress.NewSMTP(ingress.SMTPOptions{Listen: l, Hostname: cfg.Hostname, Acceptor: acceptor{d.relay, d.hurry},
 		Budget: d.budget, Connections: d.connections, Reserve: d.sendsAuth, Log: d.log.Logger,
 		Timeouts: ingress.Timeouts{Drain: drainDoors, Answer: drainAnswer}})
 	if err != nil {
 		return nil, err
 	}
-	ln, err := d.bind(ctx, l)
-	if err != nil {
-		return nil, err
+	s.served = server
+	s.reconfigure = func(cfg *config.Config, l *config.Listen, _ ingress.Templates) (func(), error) {
+		return server.Reconfigure(l, cfg.Hostname)
 	}
-	return &socket{ln: ln, smtp: smtp}, nil
+	return s, nil
 }
 
 // reconfigure makes ready what cfg changes about doors, and returns what puts it in force.
-func reconfigure(doors []door, cfg *config.Config) (apply func(), err error) {
+func reconfigure(doors []door, cfg *config.Config, templates ingress.Templates) (apply func(), err error) {
 	var steps []func()
 	for _, o := range doors {
-		step, err := o.smtp.Reconfigure(o.listen, cfg.Hostname)
+		step, err := o.reconfigure(cfg, o.listen, templates)
 		if err != nil {
 			return nil, err
 		}
@@ -145,7 +187,7 @@ func (s *socket) address() string { return s.ln.Addr().String() }
 // serveDoor serves until ctx ends. Sessions that had to be cut off then are told to the log: they were promised nothing.
 func (d *daemon) serveDoor(ctx context.Context, o door) error {
 	defer o.stop()
-	err := o.smtp.Serve(ctx, o.ln)
+	err := o.served.Serve(ctx, o.ln)
 	if err != nil && ctx.Err() != nil {
 		d.log.LogAttrs(ctx, slog.LevelWarn, "listener stopped", slog.String("listener", o.listen.Name), slog.Any("err", err))
 		return nil

@@ -95,6 +95,9 @@ func (e engine) Captured() []admin.Captured {
 	return all
 }
 
+// Orders implements admin.Engine.
+func (e engine) Orders() admin.Orders { return e.orders.Orders() }
+
 // Reload implements admin.Engine.
 func (e engine) Reload(ctx context.Context) (admin.Reloaded, error) { return e.reload(ctx) }
 

@@ -38,6 +38,7 @@ var logLines = map[event.Kind]struct {
 	event.CameBack:    {slog.LevelInfo, "upstream came back"},
 	event.Hedged:      {slog.LevelInfo, "message hedged"},
 	event.Answered:    {slog.LevelInfo, "late answer"},
+	event.Limited:     {slog.LevelWarn, "mail refused by a limit"},
 }
 
 // Emit implements event.Sink.
@@ -76,6 +77,8 @@ func (l *eventLog) attrs(e *event.Event) []slog.Attr {
 	}
 	text("stream", e.Stream)
 	text("client", d.Client)
+	text("hook", d.Hook)
+	text("type", d.Type)
 	text("to", l.address(e))
 	text("upstream", e.Upstream)
 	text("egress", d.Egress)

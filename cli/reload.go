@@ -63,12 +63,16 @@ func (d *daemon) replace(ctx context.Context, old *setup) (*config.Config, error
 	if err := errors.Join(fixed(old.cfg, cfg), takenPorts(old.doors, cfg)); err != nil {
 		return nil, err
 	}
+	templates, err := doorTemplates(cfg)
+	if err != nil {
+		return nil, err
+	}
 	doors, err := d.openDoors(context.WithoutCancel(ctx), cfg, old.doors)
 	if err != nil {
 		return nil, err
 	}
 	added, removed := without(doors, old.doors), without(old.doors, doors)
-	apply, err := reconfigure(doors, cfg)
+	apply, err := reconfigure(doors, cfg, templates)
 	if err == nil {
 		err = d.relay.Reload(cfg) // from here on nothing fails
 	}
@@ -119,7 +123,8 @@ func refusedReload(err error) error {
 func (d *daemon) changes(ctx context.Context, old, now *config.Config) (admin.Reloaded, error) {
 	r := admin.Reloaded{
 		Listeners: differ(old.Listen, now.Listen), Clients: differ(old.Client, now.Client), Streams: differ(old.Stream, now.Stream),
-		Egresses: differ(old.Egress, now.Egress), Upstreams: differ(old.Upstream, now.Upstream), Warnings: now.Warnings,
+		Egresses: differ(old.Egress, now.Egress), Upstreams: differ(old.Upstream, now.Upstream), Hooks: differ(old.Hook, now.Hook),
+		Warnings: now.Warnings,
 	}
 	waiting, err := d.store.Lanes(ctx)
 	if err != nil {

@@ -41,7 +41,8 @@ func (a *app) printReloaded(r admin.Reloaded) error {
 	for _, kind := range []struct {
 		name string
 		of   admin.Changes
-	}{{"listeners", r.Listeners}, {"clients", r.Clients}, {"streams", r.Streams}, {"egresses", r.Egresses}, {"upstreams", r.Upstreams}} {
+	}{{"listeners", r.Listeners}, {"clients", r.Clients}, {"streams", r.Streams}, {"egresses", r.Egresses}, {"upstreams", r.Upstreams},
+		{"hooks", r.Hooks}} {
 		for _, change := range []struct {
 			what  string
 			names []string

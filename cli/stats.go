@@ -13,29 +13,42 @@ import (
 )
 
 func (a *app) statsCmd() *cobra.Command {
-	return &cobra.Command{
+	var by string
+	c := &cobra.Command{
 		Use:   "stats",
-		Short: "Compare the upstreams of each stream: verdicts, times, failovers",
+		Short: "Compare the upstreams, or count the orders over HTTP",
 		Long: `Compare the upstreams of each stream since the daemon started: how many
 messages began there, what the upstream said of them, how long it took (half
 and 99 of 100 took no longer), how many went elsewhere because it could not
-take them, and of how many a second copy was sent because it was slow.`,
+take them, and of how many a second copy was sent because it was slow.
+
+With --by, count the mail that was ordered over HTTP instead: how much was sent,
+how much came to nothing, and how often a limit was reached.`,
 		Args: takesNothing,
 		RunE: run(func(ctx context.Context, _ []string) error {
-			client, err := a.client()
-			if err != nil {
-				return err
+			if by != "" {
+				return a.orderStats(ctx, by, time.Now())
 			}
-			s, err := client.Stats(ctx)
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(s)
-			}
-			return a.printStats(s, time.Now())
+			return a.upstreamStats(ctx)
 		}),
 	}
+	c.Flags().StringVar(&by, "by", "", "count orders by `WORDS`: hook, type, or hook,type")
+	return c
+}
+
+func (a *app) upstreamStats(ctx context.Context) error {
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	s, err := client.Stats(ctx)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(s)
+	}
+	return a.printStats(s, time.Now())
 }
 
 func (a *app) printStats(s admin.Stats, now time.Time) error {

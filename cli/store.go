@@ -5,12 +5,14 @@ import (
 	"context"
 
 	"gatepost/config"
+	"gatepost/event"
 	"gatepost/store"
 )
 
 // openStore opens the store that the config names.
 func (d *daemon) openStore(ctx context.Context, cfg *config.Config) (*store.Store, error) {
-	o := store.Options{Dir: cfg.StateDir, Sink: d.sink, Log: d.log.Logger, Addresses: d.historyAddresses, Keep: cfg.History.Keep}
+	o := store.Options{Dir: cfg.StateDir, Sink: event.Fanout{d.sink, d.orders}, Log: d.log.Logger,
+		Addresses: d.historyAddresses, Keep: cfg.History.Keep}
 	if cfg.Store.Engine != "postgres" {
 		return store.Open(ctx, o)
 	}

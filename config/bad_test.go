@@ -48,6 +48,7 @@ func TestABadConfigIsToldByLineAndKey(t *testing.T) {
 	maps.Copy(all, badStreams)
 	maps.Copy(all, badRules)
 	maps.Copy(all, badDelivery)
+	maps.Copy(all, badHooks)
 	maps.Copy(all, badTemplates)
 	maps.Copy(all, badServices)
 	maps.Copy(all, badMapped)
@@ -57,6 +58,7 @@ func TestABadConfigIsToldByLineAndKey(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			write(t, dir, "auth.pem", "marketing.pem", "p", "t")
+			writeSecrets(t, dir)
 			text := show2
 			for _, e := range tt.edits {
 				text = e.apply(t, text)
@@ -102,9 +104,9 @@ var badDoors = map[string]badConfig{
 		},
 	},
 	"a key of a later release": {
-		[]edit{{`streams  = ["auth"]`, "streams  = [\"auth\"]\ntoken_files = [\"x\"]"}},
+		[]edit{{`streams  = ["auth"]`, "streams  = [\"auth\"]\noauth_files = [\"x\"]"}},
 		[]string{
-			"9: client.logto.token_files: unknown key",
+			"9: client.logto.oauth_files: unknown key",
 		},
 	},
 	"a value where a table belongs": {
@@ -221,9 +223,9 @@ var badDoors = map[string]badConfig{
 		},
 	},
 	"a protocol that is not there yet": {
-		[]edit{{"[listen.smtp]\n", "[listen.smtp]\nprotocol = \"http\"\n"}},
+		[]edit{{"[listen.smtp]\n", "[listen.smtp]\nprotocol = \"lmtp\"\n"}},
 		[]string{
-			`4: listen.smtp.protocol: "http" is not "smtp"`,
+			`4: listen.smtp.protocol: "lmtp" is not "smtp" or "http"`,
 		},
 	},
 	"a listener's address without a port": {

@@ -15,12 +15,15 @@ func (l *loader) listenTLS(t *table, s *Listen) {
 	s.TLSKeyFile = t.private("tls_key_file")
 	s.TLSClientCAFile = t.certificates("tls_client_ca_file")
 	def := "none"
-	if _, port := socket(s.Address); t.has("tls_cert_file") && port == "465" {
+	if _, port := socket(s.Address); t.has("tls_cert_file") && (port == "465" || s.HTTP()) {
 		def = "implicit"
 	} else if t.has("tls_cert_file") {
 		def = "starttls"
 	}
 	s.TLS = t.choice("tls", def, "none", "starttls", "implicit")
+	if s.HTTP() && s.TLS == "starttls" {
+		t.bad(t.at("tls"), `write tls = "implicit"`, "%q is not there in HTTP", s.TLS)
+	}
 	l.checkTLSKeys(t, s)
 	if s.TLSCertFile != "" && s.TLSKeyFile != "" {
 		l.checkPairOfFiles(t, s)

@@ -25,6 +25,9 @@ func (l *loader) check() {
 	for _, s := range inOrder(l, "stream", l.c.Stream) {
 		l.checkStream(s)
 	}
+	for _, h := range inOrder(l, "hook", l.c.Hook) {
+		l.checkHook(h)
+	}
 	for _, u := range inOrder(l, "upstream", l.c.Upstream) {
 		l.checkEgress(join("upstream", u.Name)+".egress", u.Egress)
 	}

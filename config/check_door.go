@@ -12,6 +12,10 @@ func (l *loader) checkListen(s *Listen) {
 	path := join("listen", s.Name)
 	l.refer(path+".clients", "client", s.Clients, names(l.c.Client))
 	l.checkSize(path+".max_size", s.MaxSize)
+	if s.HTTP() {
+		l.checkHTTP(s)
+		return
+	}
 	l.checkAuth(s)
 	for i, name := range s.Clients {
 		c := l.c.Client[name]
@@ -33,6 +37,8 @@ func (l *loader) checkListen(s *Listen) {
 func (l *loader) checkWay(path string, c *Client, s *Listen) {
 	key := func(key string) bool { return l.written(join(join("client", c.Name), key)) }
 	switch {
+	case key("token_files") && !key("networks") && !key("username") && !key("tls_names") && !key("unix_users"):
+		l.bad(path, `serve it on a listener with protocol = "http"`, "client %q is known by a token, which SMTP does not carry", c.Name)
 	case s.Address == "" || s.OnSystemd():
 	case s.OnUnix() && !key("unix_users") && !key("username"):
 		l.bad(path, fmt.Sprintf("add unix_users or a username to [client.%s], or take it from the list", c.Name),
@@ -96,6 +102,18 @@ func (l *loader) checkClient(c *Client) {
 	path := join("client", c.Name)
 	l.refer(path+".streams", "stream", c.Streams, names(l.c.Stream))
 	l.checkSize(path+".max_size", c.MaxSize)
+	key := func(key string) bool { return l.written(join(path, key)) }
+	if key("networks") || key("username") || key("tls_names") || key("unix_users") || key("token_files") || l.onlySigned(c) {
+		return
+	}
+	l.bad(path+".networks", `name where it connects from: networks = ["127.0.0.1", "10.1.2.0/24"]; or how else it is known: username and password_file, tls_names, unix_users or token_files`, "is missing")
+}
+
+// onlySigned reports whether c does nothing but call hooks with signed requests, which need no other proof.
+func (l *loader) onlySigned(c *Client) bool {
+	hooks, doors := l.hooksOf(c), l.listenersOf(c)
+	return len(hooks) > 0 && len(doors) > 0 && !slices.ContainsFunc(hooks, func(h *Hook) bool { return !h.Signed() }) &&
+		!slices.ContainsFunc(doors, func(s *Listen) bool { return !s.HTTP() })
 }
 
 // checkSameIdentity refuses a login, certificate or user that would be two clients on one listener.

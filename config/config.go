@@ -26,6 +26,7 @@ type Config struct {
 	Stream   map[string]*Stream
 	Egress   map[string]*Egress
 	Upstream map[string]*Upstream
+	Hook     map[string]*Hook
 	Store    Store
 	History  History
 	Log      Log
@@ -38,11 +39,11 @@ type Config struct {
 // Listen is [listen.NAME]: a door.
 type Listen struct {
 	Name            string
-	Protocol        string         // "smtp"
+	Protocol        string         // "smtp" or "http"
 	Address         string         // host:port, "unix:/path" or "systemd:NAME"
 	Clients         []string       // those it serves
-	MaxSize         int64          // octets of one message
-	MaxRecipients   int            // per message
+	MaxSize         int64          // octets of one message, or of one HTTP request
+	MaxRecipients   int            // per message; not over HTTP
 	MaxConnections  int            // in all
 	MaxPerSource    int            // per client address
 	TLS             string         // "none", "starttls" or "implicit"
@@ -52,6 +53,7 @@ type Listen struct {
 	Auth            string         // "" : credentials decide; "any": every login is accepted and the address decides
 	Mixed           bool           // clients by address and clients by login share this listener on purpose
 	ProxyFrom       []netip.Prefix // balancers that speak the PROXY protocol to us; all others must not
+	TrustedProxies  []netip.Prefix // proxies whose X-Forwarded-For is believed
 	SocketMode      uint32         // permissions of a unix socket
 	ReceivedFrom    string         // "public" (default): the Received field names the client's address unless it is private; "always"; "never"
 }
@@ -65,9 +67,14 @@ type Client struct {
 	Password       Secret         // a file of one password or argon2id hash a line, two at most; re-read when it changes
 	TLSNames       []string       // DNS names in a client certificate that make it this client
 	UnixUsers      []int          // user ids that make a peer on a unix socket this client
+	Tokens         []Secret       // one of which it shows over HTTP: two while one replaces the other; re-read when they change
+	TokenHeader    string         // the header field that carries it; "" for Authorization
 	MaxSize        int64          // octets of one message; 0 for the listener's
 	MaxConnections int            // at once over all listeners; 0 for no limit of its own
 }
+
+// HTTP reports whether HTTP is spoken on s.
+func (s *Listen) HTTP() bool { return s.Protocol == "http" }
 
 // ByAddress reports whether an address in Networks is enough to be c. Where a login or a certificate makes the client,
 // its networks only narrow down where that may come from.

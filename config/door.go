@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"os/user"
 	"slices"
@@ -23,7 +24,8 @@ func (l *loader) listen(t *table, name string) *Listen {
 	s.ReceivedFrom = t.choice("received_from", "public", "public", "always", "never")
 	s.Auth = t.choice("auth", "", "any")
 	s.Mixed = t.flag("mixed")
-	s.ProxyFrom = l.proxyFrom(t, s)
+	s.ProxyFrom = l.balancers(t, s, "proxy_from")
+	s.TrustedProxies = l.balancers(t, s, "trusted_proxies")
 	s.SocketMode = l.socketMode(t, s)
 	l.listenTLS(t, s)
 	if s.MaxPerSource > s.MaxConnections {
@@ -34,25 +36,31 @@ func (l *loader) listen(t *table, name string) *Listen {
 
 // protocol is given, or the listener's own name.
 func (l *loader) protocol(t *table, name string) string {
-	protocols := []string{"smtp"}
+	protocols := []string{"smtp", "http"}
 	if !t.has("protocol") && !slices.Contains(protocols, name) {
-		t.bad(t.at("protocol"), `write protocol = "smtp"`, "is missing, and the listener's name %q is none", name)
+		t.bad(t.at("protocol"), `write protocol = "smtp" or "http"`, "is missing, and the listener's name %q is none", name)
+	}
+	if !t.has("protocol") && name == "http" {
+		return name
 	}
 	return t.choice("protocol", "smtp", protocols...)
 }
 
-// proxyFrom returns the networks of the balancers that name the real client. Whoever is in them can claim any address.
-func (l *loader) proxyFrom(t *table, s *Listen) []netip.Prefix {
-	texts := t.optionalList("proxy_from", `name the balancers: proxy_from = ["10.0.0.5"]`)
+// balancers returns the networks, at key, of those that name the real client. Whoever is in them can claim any address.
+func (l *loader) balancers(t *table, s *Listen, key string) []netip.Prefix {
+	texts := t.optionalList(key, fmt.Sprintf(`name them: %s = ["10.0.0.5"]`, key))
+	if key == "trusted_proxies" && t.has(key) && !s.HTTP() {
+		t.bad(t.at(key), "use proxy_from, with a balancer that speaks the PROXY protocol", `has no place where protocol is not "http"`)
+	}
 	if texts == nil {
 		return nil
 	}
 	if s.OnUnix() {
-		t.bad(t.at("proxy_from"), "remove it, or listen on host:port", "has no place on a unix socket, whose peers have no address")
+		t.bad(t.at(key), "remove it, or listen on host:port", "has no place on a unix socket, whose peers have no address")
 	}
 	found := make([]netip.Prefix, len(texts))
 	for i, text := range texts {
-		path := element(t.at("proxy_from"), i)
+		path := element(t.at(key), i)
 		if found[i] = l.prefix(path, text); found[i].IsValid() && isOpen(found[i]) {
 			l.bad(path, "name the balancers alone", "strangers in %q could claim to be any client", text)
 		}
@@ -87,6 +95,7 @@ func (l *loader) client(t *table, name string) *Client {
 	c.Password = l.passwords(t)
 	c.TLSNames = l.tlsNames(t)
 	c.UnixUsers = l.unixUsers(t)
+	l.tokens(t, c)
 	c.Networks = l.networks(t, !c.ByAddress())
 	c.Streams = t.list("streams", "name the streams that this client may use")
 	c.MaxSize = t.size("max_size", 0)
@@ -96,8 +105,6 @@ func (l *loader) client(t *table, name string) *Client {
 		t.bad(t.at("username"), "put a password or the output of gatepost hash-password into a file with mode 0600 and name that in password_file", "has no password_file")
 	case t.has("password_file") && !t.has("username"):
 		t.bad(t.at("password_file"), "add username", "has no username")
-	case !t.has("networks") && !t.has("username") && !t.has("tls_names") && !t.has("unix_users"):
-		t.bad(t.at("networks"), `name where it connects from: networks = ["127.0.0.1", "10.1.2.0/24"]; or how else it is known: username and password_file, tls_names or unix_users`, "is missing")
 	}
 	return c
 }

@@ -147,6 +147,9 @@ func (c *Config) sections() []section {
 	for _, s := range pick(c.Upstream, names(c.Upstream)) {
 		all = append(all, section{[]string{"upstream", s.Name}, s.values()})
 	}
+	for _, h := range pick(c.Hook, names(c.Hook)) {
+		all = append(all, section{[]string{"hook", h.Name}, h.values()})
+	}
 	return all
 }
 
@@ -194,7 +197,9 @@ func (s *Listen) values() (vs values) {
 	vs.set("address", s.Address)
 	vs.set("clients", s.Clients)
 	vs.size("max_size", s.MaxSize)
-	vs.set("max_recipients", s.MaxRecipients)
+	if !s.HTTP() {
+		vs.set("max_recipients", s.MaxRecipients)
+	}
 	vs.set("max_connections", s.MaxConnections)
 	vs.set("max_per_source", s.MaxPerSource)
 	vs.set("tls", s.TLS)
@@ -202,8 +207,11 @@ func (s *Listen) values() (vs values) {
 	vs.set("tls_key_file", s.TLSKeyFile)
 	vs.set("tls_client_ca_file", s.TLSClientCAFile)
 	vs.set("auth", s.Auth)
-	vs.set("mixed", s.Mixed)
+	if !s.HTTP() {
+		vs.set("mixed", s.Mixed)
+	}
 	vs.set("proxy_from", texts(s.ProxyFrom))
+	vs.set("trusted_proxies", texts(s.TrustedProxies))
 	if s.OnUnix() {
 		vs.set("socket_mode", fmt.Sprintf("%04o", s.SocketMode))
 	}
@@ -221,6 +229,12 @@ func (c *Client) values() (vs values) {
 	vs.set("password_file", c.Password.File)
 	vs.set("tls_names", c.TLSNames)
 	vs.set("unix_users", users)
+	files := make([]string, len(c.Tokens))
+	for i, s := range c.Tokens {
+		files[i] = s.File
+	}
+	vs.set("token_files", files)
+	vs.set("token_header", c.TokenHeader)
 	vs.set("streams", c.Streams)
 	vs.size("max_size", c.MaxSize)
 	if c.MaxConnections > 0 {

@@ -102,7 +102,7 @@ func TestEveryKeyIsInTheExampleAndInTheReference(t *testing.T) {
 // headings are those of docs/config.md, by kind of section.
 var headings = map[string]string{
 	"": "## The top", "listen": "## [listen.NAME]", "client": "## [client.NAME]", "stream": "## [stream.NAME]", "route": "## route", "dkim": "## dkim", "match": "## match",
-	"egress": "## [egress.NAME]", "upstream": "## [upstream.NAME]", "store": "## [store]", "limits": "## [limits]",
+	"egress": "## [egress.NAME]", "upstream": "## [upstream.NAME]", "hook": "## [hook.NAME]", "store": "## [store]", "limits": "## [limits]",
 	"history": "## [history]", "log": "## [log]", "templates": "## [templates]",
 }
 
@@ -179,7 +179,7 @@ func FuzzParse(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(string(example))
-	f.Add(regexp.MustCompile(`"[a-z0-9./-]+\.(pem|password)"`).ReplaceAllString(string(example), `"k"`))
+	f.Add(regexp.MustCompile(`"[a-z0-9./-]+\.(pem|password|token|secret)"`).ReplaceAllString(string(example), `"k"`))
 	f.Add("hostname = 1\n[stream]\nx = 2\n[[stream.y.dkim]]\n[listen.\"\"]\n[egress.any]\n")
 	f.Add("[stream.a]\nroute = [\"x\", { upstream = \"y\", weight = 5 }, { upstream = \"z\", weight = 101 }, { weight = 0.5 }]\nhedge_after = \"2s\"\n")
 	f.Add("[stream.a]\ndkim = [{}, 1]\nroute = [{}]\nretry = [\"\"]\ndomains = [\"*.\"]\n")

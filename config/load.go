@@ -109,6 +109,7 @@ func (l *loader) read(m map[string]any) {
 	l.c.Stream = sections(top, "stream", l.stream)
 	l.c.Egress = sections(top, "egress", l.egress)
 	l.c.Upstream = sections(top, "upstream", l.upstream)
+	l.c.Hook = sections(top, "hook", l.hook)
 	l.c.History = l.history(top.sub("history", "history"))
 	l.c.Log = l.log(top.sub("log", "log"))
 	l.c.Limits = l.limits(top.sub("limits", "limits"))

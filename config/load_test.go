@@ -56,6 +56,16 @@ address = "127.0.0.1:2527"
 tls     = "none"
 `
 
+// writeSecrets makes a token and a secret of Standard Webhooks in dir, long enough to be used.
+func writeSecrets(t *testing.T, dir string) {
+	t.Helper()
+	for name, text := range map[string]string{"token": "0123456789abcdef0123456789abcdef\n", "whsec": "v1,whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // write makes files in dir, readable by their owner only.
 func write(t *testing.T, dir string, names ...string) {
 	t.Helper()
@@ -125,7 +135,7 @@ func TestASmallConfigLoadsWithTheDefaultsOfEachKind(t *testing.T) {
 }
 
 // exampleFiles are the keys and secrets that config.example.toml names.
-var exampleFiles = []string{"keys/auth.gp1.pem", "keys/marketing.gp1.pem", "esp-auth.password", "esp-spare.password", "esp-marketing.password", "billing.password"}
+var exampleFiles = []string{"keys/auth.gp1.pem", "keys/marketing.gp1.pem", "esp-auth.password", "esp-spare.password", "esp-marketing.password", "billing.password", "logto.token"}
 
 func readExample(t *testing.T) string {
 	t.Helper()
@@ -154,7 +164,7 @@ func TestTheExampleLoadsAndTheDefaultsItNamesAreTheDefaults(t *testing.T) {
 
 func TestWhatTheExampleNamesWithoutDefaultIsAKeyToo(t *testing.T) {
 	dir, text := t.TempDir(), readExample(t)
-	write(t, dir, append(exampleFiles, "esp-auth.token", "templates/SignIn/en.txt", "store.dsn", "store.key")...)
+	write(t, dir, append(exampleFiles, "esp-auth.token", "zitadel.secret", "templates/SignIn/en.txt", "store.dsn", "store.key")...)
 	writeCertificate(t, dir, "gw", certificateFor("gw.example.com"))
 	all := regexp.MustCompile(`(?m)^# e\.g\. (\w+ = )`).ReplaceAllString(text, "$1")
 	all = strings.NewReplacer(`"ca.pem"`, `"gw.pem"`, `"clients-ca.pem"`, `"gw.pem"`, `#engine = "sqlite"`, `engine = "postgres"`).Replace(all)
@@ -167,6 +177,8 @@ func TestWhatTheExampleNamesWithoutDefaultIsAKeyToo(t *testing.T) {
 		"has no meaning where the address is not unix:PATH",
 		`client "billing" has tls_names, but the listener has no tls_client_ca_file`,
 		`does not go with auth "xoauth2"`,
+		`has no place where adapter is "logto", whose requests are not signed`,
+		`has no place where adapter is "logto", whose requests hold whole links`,
 	}
 	if !slices.Equal(texts, want) {
 		t.Errorf("told %q, want %q", texts, want)
@@ -176,8 +188,10 @@ func TestWhatTheExampleNamesWithoutDefaultIsAKeyToo(t *testing.T) {
 func TestTheEffectiveConfigLoadsToTheSameConfig(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, append(exampleFiles, "auth.pem", "marketing.pem", "t.token", "p")...)
+	writeSecrets(t, dir)
 	for name, text := range map[string]string{
 		"small":   show2,
+		"hooks":   show2 + rareHooks,
 		"example": readExample(t),
 		"rare keys": strings.NewReplacer(
 			`dkim    = { selector = "gp1", key_file = "auth.pem" }`,

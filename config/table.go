@@ -14,11 +14,12 @@ import (
 
 // keys lists what may stand in each kind of section. A key that is not here is an error in the file.
 var keys = map[string][]string{
-	"":      {"hostname", "state_dir", "store", "listen", "client", "stream", "egress", "upstream", "history", "log", "limits", "templates"},
+	"":      {"hostname", "state_dir", "store", "listen", "client", "stream", "egress", "upstream", "hook", "history", "log", "limits", "templates"},
 	"store": {"engine", "dsn_file", "key_file", "node"},
 	"listen": {"protocol", "address", "clients", "max_size", "max_recipients", "max_connections", "max_per_source", "tls", "tls_cert_file",
-		"tls_key_file", "tls_client_ca_file", "auth", "mixed", "proxy_from", "socket_mode", "received_from"},
-	"client": {"networks", "username", "password_file", "tls_names", "unix_users", "streams", "max_size", "max_connections"},
+		"tls_key_file", "tls_client_ca_file", "auth", "mixed", "proxy_from", "trusted_proxies", "socket_mode", "received_from"},
+	"client": {"networks", "username", "password_file", "tls_names", "unix_users", "token_files", "token_header", "streams", "max_size",
+		"max_connections"},
 	"stream": {"kind", "domains", "route", "egress", "dkim", "return_path", "ttl", "retry", "verdict", "verdict_timeout",
 		"when_down", "commit_timeout", "answer_timeout", "hedge_after", "max_size", "default_from", "dsn_upstream", "supersede", "match"},
 	"route":  {"upstream", "weight"},
@@ -31,6 +32,8 @@ var keys = map[string][]string{
 		"categories", "sandbox", "server_token_file", "message_stream", "metadata", "keep_id", "account_name",
 		"access_key_secret_file", "from_alias", "tag", "tags", "tracking", "url", "format", "secret_file",
 		"connections", "rate", "egress", "dkim", "shared", "commit_timeout", "answer_timeout", "hedge_after"},
+	"hook": {"adapter", "client", "stream", "from", "verdict_timeout", "signing_secret_files", "link_base_url", "link_schemes",
+		"recipient_limit", "client_limit", "network_limit", "ip_limit"},
 	"history": {"addresses", "keep"},
 	"log":     {"level", "format", "addresses"},
 	"limits":  {"bytes_in_flight", "memory", "queue_age"},

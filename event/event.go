@@ -37,13 +37,14 @@ const (
 	CameBack    Kind = 26 // the upstream has taken its own mail again
 	Hedged      Kind = 27 // a second copy was sent on purpose: the first hand-over was slow to answer
 	Answered    Kind = 28 // the answer to a copy came after another had settled the matter
+	Limited     Kind = 24 // mail was refused at the HTTP door because of a limit; Data.Text says which
 )
 
 var names = map[Kind]string{
 	Accepted: "accepted", Deferred: "deferred", Delivered: "delivered", Captured: "captured", Bounced: "bounced",
 	Unconfirmed: "unconfirmed", Expired: "expired", Superseded: "superseded", Suppressed: "suppressed", Dropped: "dropped",
 	Held: "held", Released: "released", Recovered: "recovered",
-	Paused: "paused", Resumed: "resumed", ClockJump: "clock_jump", Alarm: "alarm",
+	Paused: "paused", Resumed: "resumed", ClockJump: "clock_jump", Alarm: "alarm", Limited: "limited",
 	FailedOver: "failed_over", CameBack: "came_back", Hedged: "hedged", Answered: "answered",
 }
 
@@ -91,6 +92,8 @@ type Event struct {
 // Data is what depends on the kind; stored as JSON. It never holds codes, subjects, bodies, secrets or variables.
 type Data struct {
 	Client     string        `json:"client,omitempty"`
+	Hook       string        `json:"hook,omitempty"` // of mail that was ordered over HTTP, with Type
+	Type       string        `json:"type,omitempty"`
 	HeaderFrom string        `json:"header_from,omitempty"` // domain
 	Size       int           `json:"size,omitempty"`
 	AcceptedAt time.Time     `json:"accepted_at,omitzero"`

@@ -1,5 +1,5 @@
-// Package ingress holds the doors: it speaks SMTP to clients, bounds everything they can send, and hands whole
-// messages to an Acceptor. It decides nothing about what mail may pass; it turns errors into replies as its last act.
+// Package ingress holds the doors: it speaks SMTP and HTTP to clients, bounds everything they can send, and hands whole
+// messages to an Acceptor or a Caller. It decides nothing about what mail may pass; it turns errors into replies as its last act.
 package ingress
 
 import (

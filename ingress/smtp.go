@@ -120,19 +120,20 @@ func (s *SMTP) Reconfigure(l *config.Listen, hostname string) (apply func(), err
 	return func() {
 		before := s.settings.Swap(next)
 		s.table.resize(l.MaxConnections, l.MaxPerSource)
-		s.resetMode(before)
+		if before != nil {
+			resetMode(before.Listen, l, s.Log)
+		}
 	}, nil
 }
 
 // resetMode gives an open socket the permissions that it has now, where they were others before.
-func (s *SMTP) resetMode(before *settings) {
-	now := s.settings.Load()
+func resetMode(before, now *config.Listen, log *slog.Logger) {
 	path, ok := strings.CutPrefix(now.Address, "unix:")
-	if !ok || before == nil || before.SocketMode == now.SocketMode {
+	if !ok || before.SocketMode == now.SocketMode {
 		return
 	}
 	if err := os.Chmod(path, fs.FileMode(now.SocketMode)); err != nil {
-		s.Log.Error("the mode of the socket could not be changed", "listener", now.Name, "err", err)
+		log.Error("the mode of the socket could not be changed", "listener", now.Name, "err", err)
 	}
 }
 

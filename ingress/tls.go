@@ -27,6 +27,7 @@ var (
 // now. They are looked at before each handshake, so a renewed certificate needs no reload.
 type tlsFiles struct {
 	paths [3]string // certificate, key, and CA of clients or ""
+	over  []string  // protocols over TLS (ALPN); nil where there is no choice
 	log   *slog.Logger
 
 	mu     sync.Mutex
@@ -37,6 +38,9 @@ type tlsFiles struct {
 // newTLSFiles reads the files of l.
 func newTLSFiles(l *config.Listen, log *slog.Logger) (*tlsFiles, error) {
 	f := &tlsFiles{paths: [3]string{l.TLSCertFile, l.TLSKeyFile, l.TLSClientCAFile}, log: log.With("listener", l.Name)}
+	if l.HTTP() {
+		f.over = []string{"h2", "http/1.1"}
+	}
 	f.seen = f.look()
 	var err error
 	f.config, err = f.read()
@@ -91,7 +95,7 @@ func (f *tlsFiles) read() (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load certificate %s with key %s: %w", f.paths[0], f.paths[1], err)
 	}
-	c := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	c := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: f.over}
 	if f.paths[2] == "" {
 		return c, nil
 	}

@@ -59,12 +59,26 @@ type Submission struct {
 	SMTPUTF8  bool           // declared at MAIL
 	Raw       Raw            // as received: CRLF line ends, no bare CR or LF, no NUL
 	Room      []byte         // Raw's own buffer: Raw is the end of it, and what comes before is free; nil for none
-	StartedAt time.Time      // end of data; verdict_timeout counts from here
+	StartedAt time.Time      // end of data, or first octet of an HTTP request; verdict_timeout counts from here
+	Order     *Order         // what came with it over HTTP; nil for mail that came by SMTP
+}
+
+// Order is what an HTTP request says about the mail that it orders, beside the mail itself.
+type Order struct {
+	Hook        string        // config name of the hook
+	Type        string        // what is sent: one of a short list of words, fit for statistics
+	Stream      string        // config name of the only stream that it may be of
+	Purpose     string        // "code", "invitation", "notice" or ""
+	Application string        // whose code it is; "" where that was not said
+	TTL         time.Duration // how long it is worth sending
+	Wait        time.Duration // for the upstream's word, in place of the stream's verdict_timeout
+	Key         []byte        // the same for each repetition of a request; nil where repetitions are orders of their own
 }
 
 // Receipt says what became of a Submission that was accepted.
 type Receipt struct {
-	ID ID // of the message; the client's log should hold it
+	ID       ID   // of the message; the client's log should hold it
+	Repeated bool // nothing was queued: a submission with this Order.Key was accepted before, as ID
 }
 
 // Message is a piece of mail that policy has let through: what the spool stores once, however many recipients it has.
@@ -84,6 +98,7 @@ type Message struct {
 	Purpose    string // "code", "invitation", "notice" or "": from a match rule
 	Verdict    string // "queued" or "upstream" where a match rule sets it; else ""
 	Supersede  []byte // key under which a newer message takes the place of this one while it waits; nil for never
+	Key        []byte // of its submission: no second message is put under it while this one could live; nil for none
 	Raw        Raw    // as repaired, unsigned
 	Recipients []Recipient
 }
@@ -101,6 +116,23 @@ func (m *Message) SetNotifyTo(sender string) {
 		m.Attrs = map[string]string{}
 	}
 	m.Attrs[attrNotify] = sender
+}
+
+// The attributes that say how a message was ordered over HTTP.
+const (
+	attrHook = "hook"
+	attrType = "type"
+)
+
+// Ordered returns the hook that a message came through and its type, as Order has them; "" where it came by SMTP.
+func (m *Message) Ordered() (hook, kind string) { return m.Attrs[attrHook], m.Attrs[attrType] }
+
+// SetOrdered notes what Ordered returns.
+func (m *Message) SetOrdered(hook, kind string) {
+	if m.Attrs == nil {
+		m.Attrs = map[string]string{}
+	}
+	m.Attrs[attrHook], m.Attrs[attrType] = hook, kind
 }
 
 // State says what may be done with a queued recipient.
@@ -158,6 +190,15 @@ type Delivery struct {
 type PutResult struct {
 	Epoch      int64 // under which born-owned rows were written; 0 when they were not
 	Superseded []ID  // of older messages whose place the new ones took
+}
+
+// Duplicate is why a Put did nothing: a message with the same Key is there, or was and could still live.
+type Duplicate struct {
+	Of ID // the message that came first
+}
+
+func (d *Duplicate) Error() string {
+	return "its submission was accepted before, as message " + d.Of.String()
 }
 
 // Envelope is what one hand-over names beside the bytes.

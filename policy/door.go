@@ -21,6 +21,8 @@ type listener struct {
 	first        bool                   // a client that logs in is of an auth stream
 	anyLogin     bool                   // every login is accepted and the address decides
 	receivedFrom string
+	http         bool              // clients are known by the hook they call, and these are what is asked of them beside it
+	callers      map[string]caller // by client
 }
 
 type network struct {
@@ -36,7 +38,7 @@ type certificate struct {
 func (p *Policy) newListener(l *config.Listen, clients map[string]*config.Client) (*listener, error) {
 	door := &listener{
 		uids: map[int]string{}, certificates: map[string]certificate{}, logins: map[string]*login{},
-		anyLogin: l.Auth == "any", receivedFrom: l.ReceivedFrom,
+		anyLogin: l.Auth == "any", receivedFrom: l.ReceivedFrom, http: l.HTTP(), callers: map[string]caller{},
 	}
 	for _, name := range l.Clients {
 		if clients[name] == nil {
@@ -64,9 +66,13 @@ func (l *listener) add(c *config.Client, kind message.Kind) error {
 	masked := make([]netip.Prefix, len(c.Networks))
 	for i, n := range c.Networks {
 		masked[i] = n.Masked()
-		if c.ByAddress() {
+		if c.ByAddress() && !l.http {
 			l.networks = append(l.networks, network{masked[i], c.Name})
 		}
+	}
+	if l.http {
+		l.callers[c.Name] = newCaller(c, masked)
+		return nil
 	}
 	for _, id := range c.UnixUsers {
 		l.uids[id] = c.Name

@@ -93,6 +93,12 @@ func (p *Policy) Check(s *message.Submission, id message.ID, now time.Time) (*me
 		return nil, err
 	}
 	rule := ruleFor(stream, h)
+	if s.Order != nil {
+		if rule, err = ordered(s.Order, stream, rule); err != nil {
+			return nil, err
+		}
+		h.application = s.Order.Application
+	}
 	expires, err := lifetimeEnd(s, h, stream, rule, now)
 	if err != nil {
 		return nil, err
@@ -106,6 +112,10 @@ func (p *Policy) Check(s *message.Submission, id message.ID, now time.Time) (*me
 		MailFrom: sender, HeaderFrom: authors[0].Domain, SMTPUTF8: needsUTF8(s, h, authors),
 		AcceptedAt: now, ExpiresAt: expires, Recipients: recipients,
 		Purpose: rule.Purpose, Verdict: rule.Verdict,
+	}
+	if s.Order != nil {
+		m.Key = s.Order.Key
+		m.SetOrdered(s.Order.Hook, s.Order.Type)
 	}
 	m.Supersede = supersedeKey(stream, m, h.application)
 	m.Raw = p.repair(s, h, m)

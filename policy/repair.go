@@ -110,7 +110,7 @@ func lifetimeEnd(s *message.Submission, h *header, stream *config.Stream, rule c
 		start = now
 	}
 	ttl := cmp.Or(rule.TTL, stream.TTL)
-	if h.hasTTL {
+	if h.hasTTL && s.Order == nil {
 		asked, ok := parseTTL(h.ttl)
 		if !ok {
 			return time.Time{}, reply.New(550, "5.6.0", "X-Gatepost-TTL must be a positive number of seconds or a duration such as 10m")

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"io"
@@ -9,6 +10,7 @@ import (
 
 	"gatepost/config"
 	"gatepost/message"
+	"gatepost/reply"
 )
 
 // maxMatched bounds what a rule's regular expression sees of a field, in octets.
@@ -22,6 +24,15 @@ func ruleFor(stream *config.Stream, h *header) config.Match {
 		}
 	}
 	return config.Match{}
+}
+
+// ordered returns what holds for mail that an HTTP request orders: what the request says, else what the rules of the
+// stream do. Mail of another stream than the hook's gets 550 5.7.1.
+func ordered(o *message.Order, stream *config.Stream, rule config.Match) (config.Match, error) {
+	if o.Stream != stream.Name {
+		return rule, reply.New(550, "5.7.1", "The sender belongs to stream %q, and this hook sends mail of stream %q", stream.Name, o.Stream)
+	}
+	return config.Match{TTL: cmp.Or(o.TTL, rule.TTL), Purpose: cmp.Or(o.Purpose, rule.Purpose), Verdict: rule.Verdict}, nil
 }
 
 func fitsSubject(m config.Match, h *header) bool {

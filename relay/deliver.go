@@ -137,6 +137,9 @@ func (t *try) settle() {
 		t.lane.answer(t.msg.ID, nil) // 250 stands on the Put; nothing to wait for
 	}
 	client := t.notify(settlements, refusal)
+	if refusal != nil {
+		client = t.forgetKey(settlements, client)
+	}
 	settled := t.r.settle(t.msg, settlements)
 	if refusal == nil {
 		return
@@ -567,8 +570,9 @@ func (t *try) stepEvent(w *row, kind event.Kind, a *message.Attempt) event.Event
 	if a.At.IsZero() {
 		at = time.Now()
 	}
+	hook, ordered := t.msg.Ordered()
 	return event.Event{At: at, Kind: kind, Message: t.msg.ID, N: w.N, Stream: t.lane.name, MailKind: t.lane.kind,
-		Upstream: a.Upstream, Address: w.Address, Data: event.Data{Client: t.msg.Client, HeaderFrom: t.msg.HeaderFrom, Egress: a.Egress,
+		Upstream: a.Upstream, Address: w.Address, Data: event.Data{Client: t.msg.Client, Hook: hook, Type: ordered, HeaderFrom: t.msg.HeaderFrom, Egress: a.Egress,
 			Local: a.Local, Class: a.Verdict.Class, Scope: a.Verdict.Scope, Code: a.Verdict.Code, Reply: a.Verdict.Reply(),
 			ProviderID: a.Verdict.ProviderID, Took: event.Millis(a.Took)}}
 }

@@ -88,8 +88,8 @@ func (l *lane) bind(id message.ID) chan<- *reply.Error {
 }
 
 // late ends the waiting for id at verdict_timeout, and returns the refusal if there was one: what has been told, or a
-// try has bound itself to tell, counts.
-func (l *lane) late(id message.ID, answer <-chan *reply.Error) *reply.Error {
+// try has bound itself to tell, counts. Where that takes longer than within to record, the client is to try again.
+func (l *lane) late(id message.ID, answer <-chan *reply.Error, within time.Duration) *reply.Error {
 	l.mu.Lock()
 	_, open := l.waiting[id]
 	delete(l.waiting, id)
@@ -97,7 +97,14 @@ func (l *lane) late(id message.ID, answer <-chan *reply.Error) *reply.Error {
 	if open {
 		return nil
 	}
-	return <-answer
+	t := time.NewTimer(within)
+	defer t.Stop()
+	select {
+	case refusal := <-answer:
+		return refusal
+	case <-t.C:
+		return reply.New(451, "4.3.0", "a refusal could not be recorded in time, please try again later")
+	}
 }
 
 // notification makes the message that tells the sender of failed, all of one message that has a NotifyTo. It goes by

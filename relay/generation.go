@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -203,6 +204,23 @@ func (p *plan) inherit(old *plan) {
 
 // verdict says when the client of m gets its answer: as a match rule has it, else as the stream does.
 func (p *plan) verdict(m *message.Message) string { return cmp.Or(m.Verdict, p.stream.Verdict) }
+
+// patience says how long a client waits for the upstream's word.
+func (p *plan) patience(o *message.Order) time.Duration {
+	if o != nil && o.Wait > 0 {
+		return o.Wait
+	}
+	return p.stream.VerdictTimeout
+}
+
+// recordWithin says how much longer it waits for a refusal to be recorded. Callers over HTTP give up after 5 s; a client
+// over SMTP has minutes.
+func recordWithin(o *message.Order) time.Duration {
+	if o != nil {
+		return time.Second
+	}
+	return math.MaxInt64
+}
 
 // hop returns the hop of p that goes the same way as h, or nil.
 func (p *plan) hop(h *hop) *hop {

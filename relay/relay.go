@@ -44,6 +44,7 @@ type Relay struct {
 	clock      *clock
 	pressure   pressure
 	expiry     *expiry
+	orders     orders
 
 	mu      sync.Mutex      // of Reload, Run and its end: one changes generations at a time
 	running context.Context // of the lanes' loops; nil while Run does not run
@@ -161,8 +162,16 @@ func (p *plan) refuses(domain string) bool {
 	return p.stream.WhenDown == "refuse" && p.lane.down(domain)
 }
 
-// Accept implements ingress.Acceptor. Its answer follows engine.md rule 3.
+// Accept implements ingress.Acceptor. Its answer follows engine.md rule 3. Submissions that repeat others, as the key of
+// their order tells, get the answer of the first: they wait for it where that has not come yet.
 func (r *Relay) Accept(ctx context.Context, subs []*message.Submission) ([]message.Receipt, error) {
+	if len(subs) > 0 && subs[0].Order != nil && len(subs[0].Order.Key) > 0 {
+		return r.orders.once(ctx, string(subs[0].Order.Key), func() ([]message.Receipt, error) { return r.accept(ctx, subs) })
+	}
+	return r.accept(ctx, subs)
+}
+
+func (r *Relay) accept(ctx context.Context, subs []*message.Submission) ([]message.Receipt, error) {
 	g := r.generation.Load()
 	now := time.Now()
 	ms := make([]*message.Message, len(subs))
@@ -170,6 +179,7 @@ func (r *Relay) Accept(ctx context.Context, subs []*message.Submission) ([]messa
 	for i, s := range subs {
 		m, err := r.admit(g, s, now)
 		if err != nil {
+			r.refused(s, err)
 			return nil, err
 		}
 		ms[i], receipts[i] = m, message.Receipt{ID: m.ID}
@@ -180,7 +190,7 @@ func (r *Relay) Accept(ctx context.Context, subs []*message.Submission) ([]messa
 	w := r.put(g, ms)
 	<-w.Done()
 	if _, err := w.Result(); err != nil {
-		return nil, fmt.Errorf("store the message: %w", err)
+		return repeated(err, len(ms))
 	}
 	for _, m := range ms {
 		r.expiry.consider(m.ExpiresAt)
@@ -227,11 +237,12 @@ func (r *Relay) put(g *Generation, ms []*message.Message) Write {
 }
 
 // await prepares to be told the outcome of the first try of each of ms whose stream answers with it. One of several
-// cannot be refused alone, so a sender who gets notifications is told by one.
+// cannot be refused alone, so a sender who gets notifications is told by one, and what may be repeated is refused by
+// events alone.
 func (r *Relay) await(g *Generation, ms []*message.Message) []<-chan *reply.Error {
 	answers := make([]<-chan *reply.Error, len(ms))
 	for i, m := range ms {
-		if g.plans[m.Stream].verdict(m) == "upstream" && (len(ms) == 1 || m.NotifyTo() == "") {
+		if g.plans[m.Stream].verdict(m) == "upstream" && (len(ms) == 1 || m.NotifyTo() == "" && m.Key == nil) {
 			answers[i] = g.plans[m.Stream].lane.await(m.ID)
 		}
 	}
@@ -252,11 +263,11 @@ func (r *Relay) answered(ctx context.Context, g *Generation, subs []*message.Sub
 		if answers[i] == nil {
 			return nil
 		}
-		t := time.NewTimer(time.Until(subs[i].StartedAt.Add(g.plans[m.Stream].stream.VerdictTimeout)))
+		t := time.NewTimer(time.Until(subs[i].StartedAt.Add(g.plans[m.Stream].patience(subs[i].Order))))
 		select {
 		case refusal = <-answers[i]:
 		case <-t.C:
-			refusal = g.plans[m.Stream].lane.late(m.ID, answers[i])
+			refusal = g.plans[m.Stream].lane.late(m.ID, answers[i], recordWithin(subs[i].Order))
 		case <-ctx.Done():
 			refusal = nil
 		}

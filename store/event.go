@@ -39,10 +39,11 @@ func (k addressKey) of(address string) []byte {
 
 // recipientEvent starts the record of something that happened to a recipient at now.
 func recipientEvent(kind event.Kind, m *message.Message, r *message.Recipient, now time.Time) event.Event {
+	hook, ordered := m.Ordered()
 	return event.Event{
 		At: now, Kind: kind, Message: m.ID, N: r.N, Stream: m.Stream, MailKind: m.Kind, Address: r.Address,
 		Data: event.Data{
-			Client: m.Client, HeaderFrom: m.HeaderFrom, Size: m.Size,
+			Client: m.Client, Hook: hook, Type: ordered, HeaderFrom: m.HeaderFrom, Size: m.Size,
 			AcceptedAt: at(ms(m.AcceptedAt)), ExpiresAt: at(ms(m.ExpiresAt)), Total: event.Millis(max(0, now.Sub(m.AcceptedAt))),
 			Attempt: r.Attempts, MaybeSent: r.MaybeSent, Copies: r.Copies,
 		},

@@ -146,6 +146,8 @@ func TestQueriesOfTheHotPathUseTheirIndexAndNeverSort(t *testing.T) {
 		"last id in use":  {lastID, "SEARCH message\n"},
 		"last number":     {lastSeq, "SEARCH event USING PRIMARY KEY (node=?)"},
 		"next large body": {nextLarge, "SEARCH p USING COVERING INDEX sqlite_autoindex_body_part_1 (id>?)"},
+		"forget a key":    {forgetKey, "SEARCH submission USING INDEX submission_message (message=?)"},
+		"expired keys":    {(&liteDB{}).cutKeys(), "SEARCH submission USING COVERING INDEX submission_expires (expires_at<?)"},
 		"key still used?": {keyUsed, "SEARCH body USING COVERING INDEX body_sealed (key_id=?)"},
 	} {
 		got := plan(t, s, tt.query)
@@ -218,6 +220,7 @@ func TestAFailedCommitIsTakenBack(t *testing.T) {
 			for _, own := range []bool{true, false} {
 				fail.Store(true)
 				m := newMessage(s, message.Auth, 0)
+				m.Key = []byte("k")
 				if err := put(s, own, m); replyCode(err) != 451 {
 					t.Errorf("put: %v, want 451", err)
 				}
@@ -227,6 +230,7 @@ func TestAFailedCommitIsTakenBack(t *testing.T) {
 				}
 			}
 			m := newMessage(s, message.Auth, 0)
+			m.Key = []byte("k") // which is free again
 			mustPut(t, s, false, m)
 			fail.Store(true)
 			if _, err := s.Claim(t.Context(), "auth", []string{""}, 10, 1<<20); err == nil {

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"gatepost/event"
 	"gatepost/message"
 	"gatepost/store/storetest/pgtest"
@@ -187,6 +189,7 @@ func TestACommitWhoseAnswerWasLostIsTakenBack(t *testing.T) {
 			for _, own := range []bool{true, false} {
 				fail.Store(true)
 				m := newMessage(s, message.Auth, 0)
+				m.Key = []byte("k")
 				if err := put(s, own, m); replyCode(err) != 451 {
 					t.Errorf("put: %v, want 451", err)
 				}
@@ -196,6 +199,7 @@ func TestACommitWhoseAnswerWasLostIsTakenBack(t *testing.T) {
 				}
 			}
 			m := newMessage(s, message.Auth, 0)
+			m.Key = []byte("k") // which is free again
 			mustPut(t, s, false, m)
 			fail.Store(true)
 			if _, err := s.Claim(t.Context(), "auth", []string{""}, 10, 1<<20); err == nil {
@@ -265,6 +269,70 @@ func TestWhatAnotherNodeHasClaimedMeanwhileIsNotTakenBack(t *testing.T) {
 	}
 	if lost := must(b.Settle(t.Context(), delivered(ds[0].Message, ds[0].Epoch))); len(lost) > 0 {
 		t.Errorf("lost %v", lost)
+	}
+}
+
+func TestTheKeyOfWhatAnotherNodeHasClaimedMeanwhileIsNotFreed(t *testing.T) {
+	t.Parallel()
+	f := newTestFleet(t, pgtest.Shared(t))
+	b := f.node(t, "b")
+	var fail atomic.Bool
+	gate := make(chan struct{})
+	a := must(f.open(t, "a", nil, func(s *Store) {
+		failingOnce(&fail, true)(s)
+		connect := s.writer.open
+		s.writer.open = func() (database, error) { <-gate; return connect() }
+	}))
+	fail.Store(true)
+	m, again := newMessage(a, message.Auth, 0), newMessage(a, message.Auth, 0)
+	m.Key, again.Key = []byte("k"), []byte("k")
+	if err := put(a, false, m); replyCode(err) != 451 {
+		t.Errorf("put: %v, want 451", err)
+	}
+	ds := claimAll(t, b, "auth")
+	if len(ds) != 1 {
+		t.Fatalf("the other node claimed %+v", ds)
+	}
+	if lost := must(b.Settle(t.Context(), delivered(ds[0].Message, ds[0].Epoch))); len(lost) > 0 {
+		t.Errorf("lost %v", lost)
+	}
+	close(gate)
+	eventually(t, "the database is open again", func() bool { return a.Ready(message.Auth) == nil })
+	if dup, ok := errors.AsType[*message.Duplicate](put(a, true, again)); !ok || dup.Of != m.ID {
+		t.Errorf("what was delivered was put a second time: %v", dup)
+	}
+}
+
+func TestAKeyThatIsFreedWhileItIsAskedForIsTaken(t *testing.T) {
+	t.Parallel()
+	s := newTestFleet(t, pgtest.Shared(t)).node(t, "a")
+	first, second := newMessage(s, message.Auth, 0), newMessage(s, message.Auth, 0)
+	first.Key, second.Key = []byte("k"), []byte("k")
+	mustPut(t, s, true, first)
+	conn := must(pgx.ConnectConfig(t.Context(), s.fleet.conns.Copy()))
+	defer conn.Close(context.Background())
+	for _, sql := range []string{
+		"CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END'",
+		"CREATE TRIGGER pause AFTER INSERT ON submission FOR EACH STATEMENT EXECUTE FUNCTION pause()",
+		"SELECT pg_advisory_lock(1)",
+	} {
+		must(conn.Exec(t.Context(), sql))
+	}
+	w := s.Put([]*message.Message{second}, true)
+	eventually(t, "the key was not free", func() (waits bool) {
+		must(0, conn.QueryRow(t.Context(), "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))").Scan(&waits))
+		return waits
+	})
+	must(conn.Exec(t.Context(), s.fleet.text(forgetKey), int64(first.ID)))
+	must(conn.Exec(t.Context(), "SELECT pg_advisory_unlock(1)"))
+	<-w.Done()
+	if _, err := w.Result(); err != nil {
+		t.Errorf("put: %v", err)
+	}
+	third := newMessage(s, message.Auth, 0)
+	third.Key = []byte("k")
+	if dup, ok := errors.AsType[*message.Duplicate](put(s, true, third)); !ok || dup.Of != second.ID {
+		t.Errorf("it was put again: %v", dup)
 	}
 }
 

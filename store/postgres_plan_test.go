@@ -204,6 +204,10 @@ func TestPlansMadeForAnEmptyQueueServeAFullOne(t *testing.T) {
 		"release":  {releaseRows, "recipient_pkey", []any{1, 1, "{1}", "{0}"}},
 		"free":     {freeRows, "recipient_pkey", []any{"{1}", "{0}", 1}},
 		"lock":     {lockMessages, "message_pkey", []any{"{1}"}},
+		"expired":  {freeKeys, "submission_pkey", []any{"{\\\\x00}", 1}},
+		"order":    {keyHolders, "submission_pkey", []any{"{\\\\x00}"}},
+		"forget":   {forgetKey, "submission_message", []any{1}},
+		"cut keys": {(&pgDB{}).cutKeys(), "submission_expires", []any{1, submissionPage}},
 	} {
 		var join []string
 		p := explain(t, s, tt.query, tt.args...)

@@ -30,6 +30,7 @@ type pgAsked struct {
 	taken  map[message.RecipientID]bool // by claims of this transaction
 	keys   map[string]bool              // under which something may wait
 	values bool                         // keys is filled in
+	orders map[string]message.ID        // whose each submission key is
 }
 
 // columns are rows, each column an array of its own as unnest takes them.
@@ -136,7 +137,7 @@ func (d *pgDB) prepare(t *tx, jobs []job) error {
 	d.changes.tx = t
 	settle := pgSettle{byRow: map[settled]*message.Settlement{}}
 	var claims []*claimJob
-	keys := map[string]int{}
+	keys, orders := map[string]int{}, map[string]*message.Message{}
 	for _, j := range jobs {
 		switch j := j.(type) {
 		case *settleJob:
@@ -148,17 +149,21 @@ func (d *pgDB) prepare(t *tx, jobs []job) error {
 				if len(m.Supersede) > 0 {
 					keys[string(m.Supersede)]++
 				}
+				if key := string(m.Key); key != "" && orders[key] == nil {
+					orders[key] = m
+				}
 			}
 		}
 	}
-	if len(settle.byRow)+len(claims)+len(keys) == 0 {
+	if len(settle.byRow)+len(claims)+len(keys)+len(orders) == 0 {
 		return nil
 	}
-	settle.ask(d, t) // first, since it alone waits for locks
+	settle.ask(d, t) // first: what follows waits for no locks but those of submission keys, always in their order
 	for _, j := range claims {
 		d.askDue(t, j)
 	}
 	d.askKeys(keys)
+	d.askOrders(t, orders)
 	return d.flush()
 }
 

@@ -21,7 +21,8 @@ type Write = interface {
 }
 
 // Put queues ms, all or none, for the next shared flush and returns at once. With own their rows are born ours; else
-// each gets an accepted event, and their lanes are woken. Bodies of auth mail are sealed before they reach the disk.
+// each gets an accepted event, and their lanes are woken. Where one has a Key that a message has which was put before
+// and whose lifetime has not ended, nothing is put, and the error is a *message.Duplicate. Bodies of auth mail are sealed before they reach the disk.
 // Large bodies are written first, in parts, a commit for each, so that others' mail need not wait for all of them.
 // Where a message has a supersede key, older ones with the same that only wait end in the same transaction.
 func (s *Store) Put(ms []*message.Message, own bool) Write {
@@ -74,6 +75,7 @@ type putJob struct {
 	room     int          // … that the disk has room kept for
 	begun    bool         // its large bodies are counted by the queue
 	large    []*largeBody // the others, which are durable before the messages are written
+	known    message.ID   // the message that was put under one of their keys before; 0 for none
 	result   message.PutResult
 	err      error
 	done     chan struct{}
@@ -86,6 +88,10 @@ func (j *putJob) size() (messages, octets int) { return len(j.messages), j.inlin
 
 func (j *putJob) apply(t *tx) error {
 	j.result = message.PutResult{} // of an earlier try, whose transaction was undone
+	known, err := t.claimKeys(j.messages)
+	if j.known = known; err != nil || known != 0 {
+		return err
+	}
 	if j.own {
 		j.result.Epoch = t.epoch
 	}
@@ -104,11 +110,14 @@ func (j *putJob) apply(t *tx) error {
 
 func (j *putJob) finish(err error) {
 	j.letOut(j.room)
-	if j.begun {
-		j.endLarge(err != nil)
-	}
-	if err != nil {
+	switch {
+	case err != nil:
 		j.result, j.err = message.PutResult{}, putError(err)
+	case j.known != 0:
+		j.err = &message.Duplicate{Of: j.known}
+	}
+	if j.begun {
+		j.endLarge(j.err != nil)
 	}
 	close(j.done)
 }
@@ -170,8 +179,10 @@ func (t *tx) seal(m *message.Message, large *largeBody) (b storedBody, err error
 }
 
 // undo takes back a Put whose client was told to try again. What was said to be accepted is said to be dropped, so that
-// history holds no message without an end.
+// history holds no message without an end. Where nothing is there to be taken back, another node may have sent it all, and
+// what the client tries again is to find that: the key stays.
 func (j *putJob) undo(t *tx) error {
+	taken := 0
 	for _, m := range j.messages {
 		ns, err := t.db.takeBack(t, m.ID)
 		if err == nil {
@@ -180,6 +191,7 @@ func (j *putJob) undo(t *tx) error {
 		if err != nil {
 			return fmt.Errorf("take back message %v: %w", m.ID, err)
 		}
+		taken += len(ns)
 		for i := range m.Recipients {
 			if j.own || !slices.Contains(ns, m.Recipients[i].N) {
 				continue
@@ -191,7 +203,10 @@ func (j *putJob) undo(t *tx) error {
 			}
 		}
 	}
-	return nil
+	if taken == 0 {
+		return nil
+	}
+	return t.forgetKeys(j.messages)
 }
 
 func flags(m *message.Message) (f int) {

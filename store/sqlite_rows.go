@@ -228,6 +228,28 @@ func (d *liteDB) release(t *tx, ids []message.RecipientID) error {
 	return nil
 }
 
+func (d *liteDB) claimKey(t *tx, m *message.Message) (holder message.ID, err error) {
+	n, err := d.exec(claimKey, m.Key, int64(m.ID), statusTaken, ms(m.ExpiresAt), ms(t.now))
+	if err != nil || n > 0 {
+		return m.ID, err
+	}
+	err = d.query(func(r scanner) (bool, error) { return false, r.Scan((*int64)(&holder)) }, "SELECT message FROM submission WHERE key = ?", m.Key)
+	return holder, err
+}
+
+// claimKey takes a key that is free or whose message's lifetime has ended.
+const claimKey = `INSERT INTO submission(key, message, status, expires_at) VALUES(?1, ?2, ?3, ?4)
+	ON CONFLICT(key) DO UPDATE SET message = excluded.message, status = excluded.status, expires_at = excluded.expires_at WHERE expires_at <= ?5`
+
+func (d *liteDB) forgetKey(id message.ID) error {
+	_, err := d.exec(forgetKey, int64(id))
+	return err
+}
+
+func (d *liteDB) cutKeys() string {
+	return "DELETE FROM submission WHERE key IN (SELECT key FROM submission WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)"
+}
+
 func (d *liteDB) waits(*tx, []byte) bool { return true }
 
 func (d *liteDB) again(t *tx, found []row) (now []row, err error) {

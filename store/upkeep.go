@@ -29,6 +29,11 @@ func (w *writer) upkeep() time.Duration {
 		more, err = t.cutHistory()
 		return err
 	})
+	w.turn("forget submissions", func(t *tx) error {
+		keys, err := t.cutSubmissions()
+		more = more || keys
+		return err
+	})
 	w.turn("give back free pages", func(t *tx) error {
 		free, err := t.db.giveBack(t)
 		more = more || free

@@ -116,8 +116,8 @@ func (w *writer) sleep(d time.Duration) {
 // one that cannot be done takes nobody along.
 func (w *writer) write(jobs []job) {
 	err := w.apply(jobs)
-	if errors.Is(err, errEpoch) {
-		err = w.apply(jobs) // under a new one
+	if errors.Is(err, errEpoch) || errors.Is(err, errFreed) {
+		err = w.apply(jobs) // under a new one, or with the key
 	}
 	w.note(jobs, err)
 	if _, failed := errors.AsType[*commitError](err); failed {

@@ -226,6 +226,47 @@ func TestANodeStoppedUnderLoadLeavesNothingBehindAndDuplicatesNothing(t *testing
 	}
 }
 
+func TestAnOrderThatComesToAllNodesAtOnceIsOneMail(t *testing.T) {
+	t.Parallel()
+	const orders, each = 20, 3
+	f := newFleet(t, 2)
+	var doors []*hooks
+	for _, s := range f.nodes {
+		s.daemon.stop()
+		doors = append(doors, s.addHooks())
+		s.start()
+	}
+	ids := make([]map[string]int, orders) // how often each was answered
+	var mu sync.Mutex
+	var posts sync.WaitGroup
+	for n := range orders {
+		ids[n] = map[string]int{}
+		for i := range len(doors) * each {
+			posts.Go(func() {
+				a, err := doors[i%len(doors)].post(nil, "/v1/send", fmt.Sprintf(`{"to":"a%d@example.net","subject":"s","text":"t"}`, n),
+					"Authorization", webToken, "Idempotency-Key", fmt.Sprint(n))
+				if err != nil || a.status != 200 {
+					t.Errorf("order %d got %+v, %v", n, a, err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				ids[n][a.id()]++
+			})
+		}
+	}
+	posts.Wait()
+	f.nodes[0].waitEmpty(20 * time.Second)
+	to := map[string]int{}
+	for _, a := range f.nodes[0].auth.all() {
+		to[a.to[0]]++
+	}
+	for n, answered := range ids {
+		if mails := to[fmt.Sprintf("a%d@example.net", n)]; len(answered) != 1 || mails != 1 {
+			t.Errorf("order %d made %d mails, and was answered %v", n, mails, answered)
+		}
+	}
+}
+
 func TestANodeThatSleptPastItsLeaseHandsNothingOver(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 2)

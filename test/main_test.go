@@ -79,8 +79,10 @@ func needs(t *testing.T, program, debian string) {
 func needsNode(t *testing.T) {
 	t.Helper()
 	needs(t, "node", "nodejs")
-	if _, err := os.Stat("node_modules/@logto/connector-smtp"); err != nil {
-		t.Fatalf("the npm packages are not installed: (cd test && npm ci --ignore-scripts)")
+	for _, name := range []string{"connector-smtp", "connector-http-email"} {
+		if _, err := os.Stat("node_modules/@logto/" + name); err != nil {
+			t.Fatalf("the npm packages are not installed: (cd test && npm ci --ignore-scripts)")
+		}
 	}
 }
 

@@ -39,6 +39,8 @@ func RunFleet(t *testing.T, f Fleet) {
 		"a name is one node's at a time":                              testOneName,
 		"no id is two nodes', and a node keeps its number":            testNumbers,
 		"what one node wrote another opens, large and sealed as well": testOthersBodies,
+		"of nodes that put under one key at once one stores":          testKeyAtOnce,
+		"a key is everybody's, and free again for all":                testKeyEverywhere,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -353,4 +355,64 @@ func errLen(got, want int) error {
 		return nil
 	}
 	return fmt.Errorf("%d, want %d", got, want)
+}
+
+// testKeyAtOnce has both nodes put under the same keys in opposite order, again and again.
+func testKeyAtOnce(t *testing.T, f *fleetRig) {
+	const rounds, names = 20, "abcd"
+	for round := range rounds {
+		var keys []string
+		for _, name := range names {
+			keys = append(keys, fmt.Sprint(string(name), round))
+		}
+		var mu sync.Mutex
+		stored, told := map[string][]message.ID{}, map[string][]message.ID{}
+		var puts sync.WaitGroup
+		for n, r := range []*rig{f.a, f.b} {
+			for _, key := range slices.Concat(keys, keys) {
+				puts.Go(func() {
+					m := r.ordered(key)
+					w := r.Put([]*message.Message{m}, n == 0)
+					<-w.Done()
+					_, err := w.Result()
+					mu.Lock()
+					defer mu.Unlock()
+					if dup, ok := errors.AsType[*message.Duplicate](err); ok {
+						told[key] = append(told[key], dup.Of)
+					} else if err == nil {
+						stored[key] = append(stored[key], m.ID)
+					} else {
+						t.Errorf("a put failed: %v", err)
+					}
+				})
+			}
+			slices.Reverse(keys)
+		}
+		puts.Wait()
+		for _, key := range keys {
+			if len(stored[key]) != 1 || len(told[key]) != 3 || slices.ContainsFunc(told[key], func(id message.ID) bool { return id != stored[key][0] }) {
+				t.Errorf("under key %s %v were stored, and the others told of %v", key, stored[key], told[key])
+			}
+		}
+	}
+	rows, err := f.a.List(t.Context(), message.QueueFilter{Stream: "auth"})
+	if err = errors.Join(err, errLen(len(rows), rounds*len(names))); err != nil {
+		t.Errorf("in the queue: %v", err)
+	}
+}
+
+func testKeyEverywhere(t *testing.T, f *fleetRig) {
+	first := f.a.ordered("k")
+	epoch := f.a.put(t, true, first).Epoch
+	f.b.duplicate(t, true, first.ID, f.b.ordered("k"))
+	refused := outcome(first, 0, epoch, message.Bounced)
+	refused.Forget = true
+	if lost, err := f.b.Settle(t.Context(), []message.Settlement{refused}); len(lost) != 1 || err != nil {
+		t.Fatalf("another node's settlement: lost %v, %v", lost, err)
+	}
+	f.b.duplicate(t, false, first.ID, f.b.ordered("k"))
+	f.a.settle(t, refused)
+	second := f.b.ordered("k")
+	f.b.put(t, true, second)
+	f.a.duplicate(t, true, second.ID, f.a.ordered("k"))
 }

@@ -1,0 +1,416 @@
+package ingress
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gatepost/message"
+)
+
+// httpListener gives each connection its place. Those for which there is none, or who are nobody's, are served too, for a
+// moment: they are told so.
+type httpListener struct {
+	net.Listener
+	door   *HTTP
+	settle time.Duration // how long nobody must have come before it is closed; set before until
+	until  atomic.Int64  // when Accept ends at the latest, in nanoseconds; 0 while it goes on
+	closed sync.Once
+	err    error
+}
+
+// lingerTime is how long a connection that broke is read from.
+const lingerTime = 500 * time.Millisecond
+
+// A listener that stops is closed once nobody new has come for settleTime. Where connections go on being made it is closed
+// the moment that nobody waits, or after settleMost.
+const (
+	settleTime = 50 * time.Millisecond
+	settleMost = time.Second
+)
+
+// Accept implements net.Listener. What it returns is a *httpConn, or TLS on one.
+func (l *httpListener) Accept() (net.Conn, error) {
+	for {
+		raw, err := l.Listener.Accept()
+		if err != nil && l.goesOn(err) {
+			continue
+		}
+		if err != nil {
+			return nil, l.ended(err)
+		}
+		if until := l.until.Load(); until > 0 {
+			l.setDeadline(earlier(time.Now().Add(l.settle), time.Unix(0, until)))
+		}
+		c := l.door.newHTTPConn(raw)
+		if !c.enter() {
+			raw.Close() // a flood of strangers: one more that is told nothing
+			continue
+		}
+		if c.set.tls != nil {
+			return tls.Server(c, c.set.tls.current()), nil
+		}
+		return c, nil
+	}
+}
+
+// goesOn reports whether the listener, which stops, still has somebody to take in. A deadline may have passed without a look,
+// where the processor was busy.
+func (l *httpListener) goesOn(err error) bool {
+	until := l.until.Load()
+	return errors.Is(err, os.ErrDeadlineExceeded) && time.Now().UnixNano() < until && waiting(l.Listener) && l.setDeadline(time.Now().Add(settleTime))
+}
+
+// ended closes the listener where err says that nobody has come for long enough.
+func (l *httpListener) ended(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		l.Close()
+		return net.ErrClosed
+	}
+	return err
+}
+
+// stop ends Accept, once those are taken in who have connected already. Whoever comes from now on is told by the kernel,
+// or waits for whoever listens next.
+func (l *httpListener) stop() {
+	shared := strings.HasPrefix(l.door.settings.Load().Address, "systemd:") // goes on listening without us
+	if shared {
+		l.setDeadline(time.Now())
+		return
+	}
+	if refuseNew(l.Listener) {
+		l.settle = settleTime // for handshakes under way
+	}
+	l.until.Store(time.Now().Add(settleMost).UnixNano())
+	l.door.draining.Store(true)
+	if !l.setDeadline(time.Now().Add(l.settle)) {
+		l.Close()
+	}
+}
+
+func (l *httpListener) setDeadline(t time.Time) bool {
+	d, ok := l.Listener.(interface{ SetDeadline(time.Time) error })
+	return ok && d.SetDeadline(t) == nil
+}
+
+// Close implements net.Listener. It closes once.
+func (l *httpListener) Close() error {
+	l.closed.Do(func() { l.err = l.Listener.Close() })
+	return l.err
+}
+
+// refusal is why a connection is served nothing.
+type refusal struct {
+	status int
+	text   string
+	wait   time.Duration // for Retry-After; 0 for none
+	err    error         // for the log
+}
+
+var (
+	errHTTPFull   = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", tryAgain, errors.New("max_connections")}
+	errHTTPSource = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", tryAgain, errors.New("max_per_source")}
+	errForbidden  = &refusal{http.StatusForbidden, "Requests from here are not accepted.", 0, errors.New("the address is in no client's networks")}
+)
+
+// httpConn is a caller's connection as net/http sees it.
+type httpConn struct {
+	net.Conn
+	door    *HTTP
+	set     *httpSettings // as it was accepted
+	refusal *refusal      // nil where it is served
+	until   time.Time     // the end of one that is refused
+	source  source        // that it is counted at
+
+	proxy   sync.Once // a PROXY header comes first
+	proxied bool
+	remote  netip.AddrPort // who called, or the balancer until its header is read
+	peer    message.Peer
+
+	idle    atomic.Bool               // the next octet begins a request
+	begun   atomic.Pointer[time.Time] // when the last request did
+	closing sync.Once
+}
+
+func (h *HTTP) newHTTPConn(raw net.Conn) *httpConn {
+	c := &httpConn{Conn: raw, door: h, set: h.settings.Load(), remote: addrPort(raw.RemoteAddr()), source: unknown}
+	c.peer = message.Peer{Addr: c.remote.Addr(), UID: peerUID(raw)}
+	c.proxied = slices.ContainsFunc(c.set.ProxyFrom, func(p netip.Prefix) bool { return p.Contains(c.peer.Addr) })
+	c.idle.Store(true)
+	return c
+}
+
+// enter gives c a place, and reports whether it got one, if only to be refused on.
+func (c *httpConn) enter() bool {
+	behind := c.proxied || c.trusted(c.peer.Addr)
+	switch {
+	case !behind && !c.door.Caller.AdmitsAny(c.set.Name, c.peer):
+		c.refusal = errForbidden
+	case c.proxied:
+		c.refusal = c.door.places.enter(c, unknown)
+	default:
+		c.source = sourceOf(c.peer)
+		c.refusal = c.door.places.enter(c, c.source)
+	}
+	if c.refusal == nil {
+		return true
+	}
+	c.source, c.until = unknown, time.Now().Add(c.door.Timeouts.Refused)
+	return c.door.places.enterRefused(c, c.refusal != errForbidden)
+}
+
+// trusted reports whether a proxy that may name the caller is at a.
+func (c *httpConn) trusted(a netip.Addr) bool {
+	return slices.ContainsFunc(c.set.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// Read implements net.Conn.
+func (c *httpConn) Read(p []byte) (int, error) {
+	var err error
+	c.proxy.Do(func() { err = c.introduce() })
+	if err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.idle.CompareAndSwap(true, false) {
+		c.begun.Store(new(time.Now()))
+	}
+	return n, err
+}
+
+// introduce reads the PROXY header of a balancer.
+func (c *httpConn) introduce() error {
+	if !c.proxied {
+		return nil
+	}
+	remote, err := readProxy(c.Conn)
+	if err != nil {
+		c.idle.Store(false)
+		c.door.logTurned("no PROXY header from a balancer in proxy_from", c.remote.String(), err)
+		return err
+	}
+	if remote.IsValid() {
+		c.remote, c.peer.Addr = remote, remote.Addr()
+	}
+	from := sourceOf(c.peer)
+	if r := c.door.places.move(from); r != nil {
+		c.refusal = r
+		return nil
+	}
+	c.source = from
+	return nil
+}
+
+// SetReadDeadline implements net.Conn. One that is refused does not get longer than that takes.
+func (c *httpConn) SetReadDeadline(t time.Time) error { return c.Conn.SetReadDeadline(c.bound(t)) }
+
+// SetWriteDeadline implements net.Conn.
+func (c *httpConn) SetWriteDeadline(t time.Time) error { return c.Conn.SetWriteDeadline(c.bound(t)) }
+
+// SetDeadline implements net.Conn.
+func (c *httpConn) SetDeadline(t time.Time) error { return c.Conn.SetDeadline(c.bound(t)) }
+
+func (c *httpConn) bound(t time.Time) time.Time {
+	if c.until.IsZero() || !t.IsZero() && t.Before(c.until) {
+		return t
+	}
+	return c.until
+}
+
+// CloseWrite ends our side only, so that the answer arrives.
+func (c *httpConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// Close implements net.Conn. It gives the connection's place up.
+func (c *httpConn) Close() (err error) {
+	c.closing.Do(func() {
+		if !c.idle.Load() && c.door.life.Err() == nil {
+			c.drop()
+		}
+		err = c.Conn.Close()
+		c.door.places.leave(c, c.source, !c.until.IsZero())
+	})
+	return err
+}
+
+// drop reads for a moment what follows a request that net/http has refused by itself: octets that nobody read would make
+// the kernel reset the connection, and the answer be lost.
+func (c *httpConn) drop() {
+	if c.CloseWrite() == nil && c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+		_, _ = io.CopyN(io.Discard, c.Conn, maxLinger)
+	}
+}
+
+// from names the other end for the log.
+func (c *httpConn) from() string {
+	if c.peer.UID >= 0 {
+		return fmt.Sprintf("unix uid %d", c.peer.UID)
+	}
+	return c.remote.String()
+}
+
+type connKey struct{}
+
+// withConn hands the connection on to the requests that come over it.
+func withConn(ctx context.Context, conn net.Conn) context.Context {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	return context.WithValue(ctx, connKey{}, conn)
+}
+
+// places counts the connections of an HTTP door, and the requests under way.
+type places struct {
+	mu        sync.Mutex
+	open      map[*httpConn]struct{}
+	busy      int // requests
+	max       int // of those that are served
+	perSource int
+	taken     int
+	refused   int // of those that are told no
+	sources   map[source]int
+	waiting   chan struct{} // closed when all is over; nil while nobody waits for that
+}
+
+func newPlaces() *places { return &places{open: map[*httpConn]struct{}{}, sources: map[source]int{}} }
+
+func (p *places) resize(max, perSource int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.max, p.perSource = max, perSource
+}
+
+// enter takes a place for c, from a source, or says why there is none.
+func (p *places) enter(c *httpConn, from source) *refusal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken >= p.max {
+		return errHTTPFull
+	}
+	if r := p.countAt(from); r != nil {
+		return r
+	}
+	p.taken++
+	p.open[c] = struct{}{}
+	return nil
+}
+
+// move counts a connection, whose source was unknown, where it comes from.
+func (p *places) move(from source) *refusal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.countAt(from)
+}
+
+func (p *places) countAt(from source) *refusal {
+	if from == unknown {
+		return nil
+	}
+	if p.sources[from] >= p.perSource {
+		return errHTTPSource
+	}
+	p.sources[from]++
+	return nil
+}
+
+// enterRefused takes one of the places on which connections are told no: a quarter as many as are served, and as many
+// again for those who are known.
+func (p *places) enterRefused(c *httpConn, known bool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	most := max(64, p.max/4)
+	if known {
+		most *= 2
+	}
+	if p.refused >= most {
+		return false
+	}
+	p.refused++
+	p.open[c] = struct{}{}
+	return true
+}
+
+// begin counts a request, end counts it off.
+func (p *places) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.busy++
+}
+
+func (p *places) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.busy--
+	p.tell()
+}
+
+func (p *places) leave(c *httpConn, from source, refused bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.open, c)
+	if from != unknown {
+		if p.sources[from]--; p.sources[from] == 0 {
+			delete(p.sources, from)
+		}
+	}
+	if refused {
+		p.refused--
+	} else {
+		p.taken--
+	}
+	p.tell()
+}
+
+// tell ends the waiting for empty where nothing is left. mu is held.
+func (p *places) tell() {
+	if p.waiting != nil && p.taken+p.refused+p.busy == 0 {
+		close(p.waiting)
+		p.waiting = nil
+	}
+}
+
+// empty returns a channel that is closed when no connection and no request is left. One at a time may wait.
+func (p *places) empty() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	done := make(chan struct{})
+	p.waiting = done
+	p.tell()
+	return done
+}
+
+// closeIdle closes the connections on which nothing goes on, and nothing has come that nobody has read yet.
+func (p *places) closeIdle() {
+	p.mu.Lock()
+	var idle []*httpConn
+	for c := range p.open {
+		if c.idle.Load() && !waiting(c.Conn) {
+			idle = append(idle, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range idle {
+		c.Close()
+	}
+}
+
+func (p *places) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.taken + p.refused
+}
