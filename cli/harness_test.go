@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/smtp"
 	"os"
@@ -167,13 +168,26 @@ func writeCertificate(t *testing.T, dir, name string) *x509.CertPool {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 31000+mathrand.N(1000))
+		if _, taken := givenOut.LoadOrStore(addr, true); taken {
+			continue
+		}
+		c, err := net.Dial("tcp", addr)
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return addr
+		}
+		if err == nil {
+			c.Close()
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	t.Fatal("no free port")
+	return ""
 }
+
+// givenOut are the addresses that this run of the tests has used. They are below those that the kernel gives to outgoing
+// connections, which could take one before its listener is there.
+var givenOut sync.Map
 
 func (g *gateway) config() string { return g.file }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -210,12 +211,17 @@ func binary(name string) string {
 }
 
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	for range 100 { // below the ports that the kernel gives to outgoing connections, which could take it during a restart
+		port := 32000 + mathrand.N(700)
+		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return port, nil
+		}
+		if err == nil {
+			c.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, errors.New("no free port")
 }
 
 // run starts the server process and waits until it answers. The process ends with ours, however that ends: the kernel
