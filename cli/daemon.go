@@ -85,7 +85,7 @@ func open(ctx context.Context, cfg *config.Config, o options) (*daemon, error) {
 
 func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(cfg.Limits.Memory / 2) // big mails leave much to collect, and it should not pile up
+		debug.SetMemoryLimit(cfg.Limits.Memory / 16 * 7) // big mails leave much to collect, and it should not pile up
 	}
 	d.orders = admin.NewOrderCounter()
 	if d.store, err = d.openStore(ctx, cfg); err != nil {
