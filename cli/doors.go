@@ -57,7 +57,7 @@ func doorTemplates(cfg *config.Config) (ingress.Templates, error) {
 	if len(cfg.Hook) == 0 {
 		return nil, nil
 	}
-	t, err := compose.Load(cfg.Templates, slices.Sorted(maps.Keys(cfg.Upstream)))
+	t, err := compose.Load(cfg.Templates, cfg.Upstream)
 	if err != nil {
 		return nil, err
 	}

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -18,6 +16,7 @@ import (
 
 	"gatepost/compose"
 	"gatepost/config"
+	"gatepost/message"
 )
 
 func (a *app) templateCmd() *cobra.Command {
@@ -25,9 +24,9 @@ func (a *app) templateCmd() *cobra.Command {
 		a.templateListCmd(), a.templatePreviewCmd(), a.templateLintCmd(), a.templateExportCmd(), a.templateImportCmd())
 }
 
-// templateSettings returns [templates] of the config and the names of its upstreams, nil without a config: templates can
+// templateSettings returns [templates] of the config and its upstreams, nil without a config: templates can
 // be looked at before there is one.
-func (a *app) templateSettings() (config.Templates, []string, error) {
+func (a *app) templateSettings() (config.Templates, map[string]*config.Upstream, error) {
 	if _, err := os.Stat(a.file()); errors.Is(err, fs.ErrNotExist) && a.configFile == "" {
 		return config.DefaultTemplates(), nil, nil
 	}
@@ -35,7 +34,7 @@ func (a *app) templateSettings() (config.Templates, []string, error) {
 	if err != nil {
 		return config.Templates{}, nil, err
 	}
-	return cfg.Templates, slices.Collect(maps.Keys(cfg.Upstream)), nil
+	return cfg.Templates, cfg.Upstream, nil
 }
 
 // templates loads the templates that the config names.
@@ -58,7 +57,7 @@ func loadConfig(file string) (*config.Config, error) {
 	if err != nil || cfg.Templates.Dir == "" {
 		return cfg, err
 	}
-	t, err := compose.Load(cfg.Templates, slices.Collect(maps.Keys(cfg.Upstream)))
+	t, err := compose.Load(cfg.Templates, cfg.Upstream)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +168,7 @@ type previewed struct {
 	Subject  string                      `json:"subject"`
 	Text     string                      `json:"text"`
 	HTML     string                      `json:"html,omitempty"`
-	Upstream map[string]compose.Provided `json:"upstream,omitempty"`
+	Upstream map[string]message.Provided `json:"upstream,omitempty"`
 }
 
 func (a *app) printMail(m *compose.Mail, p preview) error {
@@ -220,7 +219,7 @@ type linted struct {
 }
 
 // lint tells of all that is wrong with the templates that s names.
-func (a *app) lint(s config.Templates, upstreams []string) error {
+func (a *app) lint(s config.Templates, upstreams map[string]*config.Upstream) error {
 	t, err := compose.Load(s, upstreams)
 	if err != nil {
 		if problems := config.Problems(err); a.json && len(problems) > 0 {
@@ -304,7 +303,7 @@ password, is not read.`,
 	return cmd
 }
 
-func (a *app) importTemplates(file, locale, upstream string, s config.Templates, upstreams []string) error {
+func (a *app) importTemplates(file, locale, upstream string, s config.Templates, upstreams map[string]*config.Upstream) error {
 	data, err := readFile(file)
 	if err != nil {
 		return err

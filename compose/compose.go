@@ -8,7 +8,10 @@
 package compose
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -71,17 +74,11 @@ type Mail struct {
 	Locale   language.Tag // of the template
 	From, To message.Address
 	Subject  string
-	Text     string              // the part in plain text
-	HTML     string              // the part in HTML; "" where the template has none
-	Raw      message.Raw         // 7-bit but for addresses that are not ASCII
-	Provided map[string]Provided // by name of the upstream
-}
-
-// Provided is a template kept at an upstream, with what fills it in. Name and Variables hold what the mail holds: they
-// must be sealed as it is.
-type Provided struct {
-	Name      string         // as the provider knows it: a name, an alias or an id
-	Variables map[string]any // JSON values
+	Text     string                      // the part in plain text
+	HTML     string                      // the part in HTML; "" where the template has none
+	Raw      message.Raw                 // 7-bit but for addresses that are not ASCII
+	Provided map[string]message.Provided // by name of the upstream; nil for none
+	TooMuch  []string                    // upstreams whose template would be given more than maxVariables: they are sent this mail
 }
 
 // Error says why a mail cannot be composed. Its text names the field and is fit to show to a client: it holds no value.
@@ -185,9 +182,24 @@ func (t *Templates) fill(m *Mail, from *template, v *values) error {
 	if err != nil {
 		return err
 	}
-	m.Provided = make(map[string]Provided, len(from.upstream))
-	for name, p := range from.upstream {
-		m.Provided[name] = p.fill(v, from.locale)
+	return m.provide(from, v)
+}
+
+// provide sets what upstreams are given for the templates that they keep.
+func (m *Mail) provide(from *template, v *values) error {
+	for _, name := range slices.Sorted(maps.Keys(from.upstream)) {
+		p := from.upstream[name]
+		variables, err := json.Marshal(p.fill(v, from.locale))
+		switch {
+		case err != nil:
+			return bad("variables", "cannot be written as JSON")
+		case len(variables) > maxVariables:
+			m.TooMuch = append(m.TooMuch, name)
+			continue
+		case m.Provided == nil:
+			m.Provided = map[string]message.Provided{}
+		}
+		m.Provided[name] = message.Provided{Template: p.name, Variables: variables}
 	}
 	return nil
 }

@@ -3,6 +3,8 @@ package compose_test
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/json"
+	"fmt"
 	"io"
 	"mime"
 	"mime/multipart"
@@ -396,6 +398,26 @@ func headerOf(t testing.TB, raw []byte, field string) string {
 	return msg.Header.Get(field)
 }
 
+func variables(t *testing.T, p message.Provided) (v map[string]any) {
+	t.Helper()
+	if err := json.Unmarshal(p.Variables, &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestMoreVariablesThanATemplateOfTheUpstreamIsToHaveMeanTheLocalOne(t *testing.T) {
+	all := load(t, map[string]string{"SignIn/en.toml": "[upstream.mailgun]\ntemplate = 'sign-in'\n"})
+	many := map[string]any{"code": "607596"}
+	for i := range 100 {
+		many[fmt.Sprint("x", i)] = strings.Repeat("y", 1000)
+	}
+	m := render(t, all, request("SignIn", many))
+	if m.Provided != nil || !slices.Equal(m.TooMuch, []string{"mailgun"}) || !strings.Contains(m.Text, "607596") {
+		t.Errorf("%d templates are given it, too much it is for %q, and the text is %q", len(m.Provided), m.TooMuch, m.Text)
+	}
+}
+
 func TestATemplateOfTheUpstreamIsGivenWhatCameAndWhatTheFileSays(t *testing.T) {
 	all := load(t, map[string]string{"SignIn/en.toml": `[upstream.mailgun]
 template  = "sign-in"
@@ -405,15 +427,15 @@ template = "sign-in-alias"
 `})
 	m := render(t, all, request("SignIn", map[string]any{"code": "607596", "user": map[string]any{"name": "A\r\nn{{ code }}"}, "x": strings.Repeat("y", 1<<20)}))
 	mailgun := m.Provided["mailgun"]
-	v := mailgun.Variables
+	v := variables(t, mailgun)
 	deep := v["deep"].(map[string]any)["list"].([]any)
-	if mailgun.Name != "sign-in" || v["greeting"] != "Hello A n{{ code }}" || deep[0] != "607596" || deep[1] != int64(7) || v["code"] != "607596" || v["locale"] != "en" {
+	if mailgun.Template != "sign-in" || v["greeting"] != "Hello A n{{ code }}" || deep[0] != "607596" || deep[1] != 7.0 || v["code"] != "607596" || v["locale"] != "en" {
 		t.Errorf("mailgun is given %.200v", mailgun)
 	}
 	if len(v["x"].(string)) > 1100 || v["user"].(map[string]any)["name"] != "A n{{ code }}" {
 		t.Errorf("mailgun is given what is not bounded")
 	}
-	if p := m.Provided["postmark"]; p.Name != "sign-in-alias" || p.Variables["code"] != "607596" || p.Variables["greeting"] != nil {
+	if p := m.Provided["postmark"]; p.Template != "sign-in-alias" || variables(t, p)["code"] != "607596" || variables(t, p)["greeting"] != nil {
 		t.Errorf("postmark is given %.200v", p)
 	}
 	if len(m.Raw) == 0 || m.HTML == "" {

@@ -100,7 +100,7 @@ func TestTemplatesOfLogtosConnectorsMoveOverUnchanged(t *testing.T) {
 			}
 			s := config.DefaultTemplates()
 			s.Dir = writeFiles(t, got)
-			if _, err := compose.Load(s, []string{"mg"}); err != nil {
+			if _, err := compose.Load(s, map[string]*config.Upstream{"mg": {Type: "mailgun", DKIM: "none"}}); err != nil {
 				t.Error(err)
 			}
 			if strings.Contains(strings.Join(notes, ""), "hunter2") {

@@ -27,9 +27,9 @@ const (
 	maxFiles = 10000
 )
 
-// Load makes the built-in templates for the brand in s, and reads those of its directory over them. upstreams are the
-// names that templates may name; nil allows any. Its error joins *config.Problem, all there are.
-func Load(s config.Templates, upstreams []string) (*Templates, error) {
+// Load makes the built-in templates for the brand in s, and reads those of its directory over them. upstreams are those
+// that templates may name; nil allows any name. Its error joins *config.Problem, all there are.
+func Load(s config.Templates, upstreams map[string]*config.Upstream) (*Templates, error) {
 	l := &loader{settings: s, upstreams: upstreams, sources: map[string]map[language.Tag]*source{}}
 	if err := l.builtIn(); err != nil {
 		return nil, err
@@ -69,7 +69,7 @@ func ordered(ps []*config.Problem) []*config.Problem {
 // loader gathers templates and all that is wrong with them.
 type loader struct {
 	settings  config.Templates
-	upstreams []string
+	upstreams map[string]*config.Upstream
 	sources   map[string]map[language.Tag]*source
 	problems  []*config.Problem
 	warnings  []*config.Problem

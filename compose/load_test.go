@@ -1,6 +1,7 @@
 package compose_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,21 @@ func told(dir string, problems []*config.Problem) (all []string) {
 		all = append(all, strings.TrimPrefix(p.Error(), dir+"/"))
 	}
 	return all
+}
+
+// upstreams are those that templates may name.
+var upstreams = map[string]*config.Upstream{
+	"mailgun": {Type: "mailgun", DKIM: "none"}, "sendgrid": {Type: "sendgrid", DKIM: "none"}, "ses": {Type: "ses", DKIM: "sign"},
+	"host": {Type: "smtp", DKIM: "sign"}, "alibaba": {Type: "aliyun", DKIM: "none"},
+}
+
+// manyUpstreams names n upstreams in a template's TOML file.
+func manyUpstreams(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "[upstream.u%d]\ntemplate = 't'\n", i)
+	}
+	return b.String()
 }
 
 func TestWhatIsWrongWithTemplatesIsToldByFileAndLineWhenTheyAreLoaded(t *testing.T) {
@@ -53,13 +69,18 @@ func TestWhatIsWrongWithTemplatesIsToldByFileAndLineWhenTheyAreLoaded(t *testing
 		"a preheader without body":                {map[string]string{"SignIn/en.html": "{{ code }}", "SignIn/en.toml": "preheader = 'x'"}, []string{"SignIn/en.html:1: has no <body>, so the preheader has no place"}},
 		"an upstream that is not there":           {map[string]string{"SignIn/en.toml": "subject = 'x'\n[upstream.mailgum]\ntemplate = 't'"}, []string{`SignIn/en.toml:2: upstream.mailgum: there is no upstream "mailgum"`}},
 		"an upstream without template":            {map[string]string{"SignIn/en.toml": "[upstream.mailgun]\nname = 't'\nvariables = 1"}, []string{"SignIn/en.toml:1: upstream.mailgun.template: is missing", "SignIn/en.toml:2: upstream.mailgun.name: unknown key", "SignIn/en.toml:3: upstream.mailgun.variables: is not a table"}},
+		"an upstream that keeps none":             {map[string]string{"SignIn/en.toml": "[upstream.host]\ntemplate = 't'\n[upstream.alibaba]\ntemplate = 't'"}, []string{`SignIn/en.toml:1: upstream.host: upstream "host" keeps no templates, since its type is "smtp"`, `SignIn/en.toml:3: upstream.alibaba: upstream "alibaba" keeps no templates, since its type is "aliyun"`}},
+		"an upstream that is to be signed for":    {map[string]string{"SignIn/en.toml": "[upstream.ses]\ntemplate = 't'"}, []string{`SignIn/en.toml:1: upstream.ses: upstream "ses" has dkim = "sign": mail that the service makes of its template cannot carry our signature`}},
+		"an old template of SendGrid":             {map[string]string{"SignIn/en.toml": "[upstream.sendgrid]\ntemplate = '1b656da9-6864-463e-8c1a-e0491f900b2f'"}, []string{`SignIn/en.toml:1: upstream.sendgrid.template: "1b656da9-6864-463e-8c1a-e0491f900b2f" is not one`}},
+		"a variable that JSON has no word for":    {map[string]string{"SignIn/en.toml": "[upstream.mailgun]\ntemplate = 't'\nvariables = { x = [nan] }"}, []string{"SignIn/en.toml:3: upstream.mailgun.variables: cannot be written as JSON"}},
+		"an upstream for each day":                {map[string]string{"SignIn/en.toml": manyUpstreams(17)}, []string{"SignIn/en.toml:1: upstream: names more than 16 upstreams"}},
 		"a sender that no value makes an address": {map[string]string{"SignIn/en.toml": "from = 'x <{{ user.name }}>'"}, []string{"SignIn/en.toml:1: cannot be filled in with sample values: from cannot be used: the address has no local part or no domain"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := config.DefaultTemplates()
 			s.Dir = writeFiles(t, tt.files)
-			all, err := compose.Load(s, []string{"mailgun"})
+			all, err := compose.Load(s, upstreams)
 			if all != nil {
 				t.Error("it loads all the same")
 			}

@@ -48,7 +48,7 @@ func cutAll(v any) any {
 
 // fill returns what the provider is given: all that came with the request, as Logto's connectors send it, the language of
 // the template, the brand, and over them the variables that the template names.
-func (p *provided) fill(v *values, locale language.Tag) Provided {
+func (p *provided) fill(v *values, locale language.Tag) map[string]any {
 	all, _ := v.bounded(v.variables, 0).(map[string]any)
 	if all == nil {
 		all = map[string]any{}
@@ -64,7 +64,7 @@ func (p *provided) fill(v *values, locale language.Tag) Provided {
 	for name, value := range p.variables {
 		all[name] = fillAll(value, v)
 	}
-	return Provided{p.name, all}
+	return all
 }
 
 func fillAll(value any, v *values) any {

@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -93,6 +94,10 @@ func (l *loader) parseUpstreams(file string, line func(string) int, v any) map[s
 	if !ok {
 		l.bad(file, line("upstream"), "upstream", "write [upstream.NAME]", "is not a table")
 	}
+	if len(all) > maxProviders {
+		l.bad(file, line("upstream"), "upstream", "", "names more than %d upstreams", maxProviders)
+		return nil
+	}
 	found := map[string]providerEntry{}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		path := toml.Key{"upstream", name}.String()
@@ -101,12 +106,29 @@ func (l *loader) parseUpstreams(file string, line func(string) int, v any) map[s
 			l.bad(file, line(path), path, "write [upstream.NAME]", "is not a table")
 			continue
 		}
-		if l.upstreams != nil && !slices.Contains(l.upstreams, name) {
-			l.bad(file, line(path), path, "it must be the name of an [upstream.NAME] in the config", "there is no upstream %q", name)
-		}
-		found[name] = l.parseProvider(file, line, path, m)
+		p := l.parseProvider(file, line, path, m)
+		l.checkProvider(file, path, name, p)
+		found[name] = p
 	}
 	return found
+}
+
+// checkProvider refuses a template that the upstream called name could not be asked for.
+func (l *loader) checkProvider(file, path, name string, p providerEntry) {
+	u := l.upstreams[name]
+	switch {
+	case l.upstreams == nil:
+	case u == nil:
+		l.bad(file, p.line, path, "it must be the name of an [upstream.NAME] in the config", "there is no upstream %q", name)
+	case !u.KeepsTemplates():
+		l.bad(file, p.line, path, "take it out: upstreams of type "+strings.Join(config.TemplateTypes(), ", ")+" keep templates",
+			"upstream %q keeps no templates, since its type is %q", name, u.Type)
+	case u.DKIM == "sign":
+		l.bad(file, p.line, path, fmt.Sprintf(`write dkim = "none" under [upstream.%s], and have the service sign for your domain`, name),
+			`upstream %q has dkim = "sign": mail that the service makes of its template cannot carry our signature`, name)
+	case u.Type == "sendgrid" && p.template != "" && !strings.HasPrefix(p.template, "d-"):
+		l.bad(file, p.line, path+".template", "name the id of a dynamic template: it begins with d-", "%q is not one", p.template)
+	}
 }
 
 func (l *loader) parseProvider(file string, line func(string) int, path string, m map[string]any) providerEntry {
@@ -120,6 +142,9 @@ func (l *loader) parseProvider(file string, line func(string) int, path string, 
 			variables, ok := m[key].(map[string]any)
 			if !ok {
 				l.bad(file, line(at), at, `write variables = { name = "{{ user.name }}" }`, "is not a table")
+			}
+			if _, err := json.Marshal(variables); err != nil {
+				l.bad(file, line(at), at, "JSON has neither inf nor nan", "cannot be written as JSON")
 			}
 			p.variables = variables
 		default:

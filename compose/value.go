@@ -17,6 +17,9 @@ const (
 	maxPath    = 8    // names in a placeholder, and levels of what a provider is given
 	maxMembers = 200  // of one object or list that a provider is given
 	maxBody    = 1 << 20
+
+	maxVariables = 64 << 10 // octets of JSON that a provider is given
+	maxProviders = 16       // of one template
 )
 
 // placeholder is Logto's: {{ dotted.path }}. There is one pass: what a value looks like does not matter.

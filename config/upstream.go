@@ -75,6 +75,12 @@ func (l *loader) checkKeys(t *table, kind string) {
 	}
 }
 
+// TemplateTypes returns the types of upstream whose services keep templates.
+func TemplateTypes() []string { return []string{"ses", "mailgun", "sendgrid", "postmark"} }
+
+// KeepsTemplates reports whether the service of u keeps templates that mail can be made of.
+func (u *Upstream) KeepsTemplates() bool { return slices.Contains(TemplateTypes(), u.Type) }
+
 // mapped reports whether the service of u builds the message anew from its parts, so that no signature would survive.
 func (u *Upstream) mapped() bool {
 	return u.Type == "sendgrid" || u.Type == "postmark" || u.Type == "aliyun"

@@ -5,6 +5,7 @@ package message
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"time"
@@ -49,18 +50,26 @@ type Peer struct {
 
 // Submission is one message as a door took it in: nothing has been decided about it yet.
 type Submission struct {
-	Client    string         // config name of the client that the door identified
-	Listener  string         // config name of the listener
-	Remote    netip.AddrPort // where the client connected from
-	Helo      string         // what the client called itself; untrusted
-	With      string         // protocol for the Received field: ESMTP, ESMTPS, HTTP …
-	MailFrom  string         // envelope sender; "" for the null sender
-	To        []Address      // envelope recipients, parsed, at least one
-	SMTPUTF8  bool           // declared at MAIL
-	Raw       Raw            // as received: CRLF line ends, no bare CR or LF, no NUL
-	Room      []byte         // Raw's own buffer: Raw is the end of it, and what comes before is free; nil for none
-	StartedAt time.Time      // end of data, or first octet of an HTTP request; verdict_timeout counts from here
-	Order     *Order         // what came with it over HTTP; nil for mail that came by SMTP
+	Client    string              // config name of the client that the door identified
+	Listener  string              // config name of the listener
+	Remote    netip.AddrPort      // where the client connected from
+	Helo      string              // what the client called itself; untrusted
+	With      string              // protocol for the Received field: ESMTP, ESMTPS, HTTP …
+	MailFrom  string              // envelope sender; "" for the null sender
+	To        []Address           // envelope recipients, parsed, at least one
+	SMTPUTF8  bool                // declared at MAIL
+	Raw       Raw                 // as received: CRLF line ends, no bare CR or LF, no NUL
+	Room      []byte              // Raw's own buffer: Raw is the end of it, and what comes before is free; nil for none
+	StartedAt time.Time           // end of data, or first octet of an HTTP request; verdict_timeout counts from here
+	Order     *Order              // what came with it over HTTP; nil for mail that came by SMTP
+	Provided  map[string]Provided // by upstream; nil for none. Mail with any has one recipient
+}
+
+// Provided is a template that an upstream keeps, which takes the place of a mail's own words there. Which of them it is
+// was decided when the mail was accepted: what is queued stays as it is when the templates change.
+type Provided struct {
+	Template  string          `json:"template"`  // its name, alias or id, as the service has it
+	Variables json.RawMessage `json:"variables"` // an object, and as secret as the mail
 }
 
 // Order is what an HTTP request says about the mail that it orders, beside the mail itself.
@@ -95,11 +104,12 @@ type Message struct {
 	AcceptedAt time.Time
 	ExpiresAt  time.Time // no attempt starts that cannot commit before it
 	Attrs      map[string]string
-	Purpose    string // "code", "invitation", "notice" or "": from a match rule
-	Verdict    string // "queued" or "upstream" where a match rule sets it; else ""
-	Supersede  []byte // key under which a newer message takes the place of this one while it waits; nil for never
-	Key        []byte // of its submission: no second message is put under it while this one could live; nil for none
-	Raw        Raw    // as repaired, unsigned
+	Purpose    string              // "code", "invitation", "notice" or "": from a match rule
+	Verdict    string              // "queued" or "upstream" where a match rule sets it; else ""
+	Supersede  []byte              // key under which a newer message takes the place of this one while it waits; nil for never
+	Key        []byte              // of its submission: no second message is put under it while this one could live; nil for none
+	Raw        Raw                 // as repaired, unsigned
+	Provided   map[string]Provided // as Submission has it
 	Recipients []Recipient
 }
 
@@ -183,7 +193,7 @@ type RecipientID struct {
 type Delivery struct {
 	Message *Message // with Raw; its Recipients are those claimed
 	Epoch   int64    // under which they were claimed; Settle is conditional on it
-	Held    bool     // the body cannot be opened (its key is gone): hold and raise an alarm
+	Held    string   // why the body cannot be opened, as an alarm: the message is to be held with it; "" where it can
 }
 
 // PutResult tells what a durable Put did.
@@ -206,9 +216,10 @@ type Envelope struct {
 	ID       ID
 	Stream   string
 	Kind     Kind
-	From     string   // "" for the null sender
-	To       []string // one verdict each comes back, in this order
-	SMTPUTF8 bool     // ask for it at MAIL
-	EightBit bool     // BODY=8BITMIME is needed
-	Size     int      // octets of the rendered bytes
+	From     string    // "" for the null sender
+	To       []string  // one verdict each comes back, in this order
+	SMTPUTF8 bool      // ask for it at MAIL
+	EightBit bool      // BODY=8BITMIME is needed
+	Size     int       // octets of the rendered bytes
+	Provided *Provided // what the upstream makes the mail of; with it To is one, and the bytes are for where that fails; nil for none
 }

@@ -120,6 +120,7 @@ func (p *Policy) Check(s *message.Submission, id message.ID, now time.Time) (*me
 	m.Supersede = supersedeKey(stream, m, h.application)
 	m.Raw = p.repair(s, h, m)
 	m.Size = len(m.Raw)
+	m.Provided = s.Provided
 	hash := sha256.Sum256(m.Raw)
 	m.BodyHash = hash[:]
 	return m, nil

@@ -42,10 +42,10 @@ type try struct {
 	lane  *lane
 	plan  *plan
 	msg   *message.Message
-	epoch int64 // under which the rows are ours; for a new message known with put's result
-	held  bool
-	put   Write // nil once the message is known to be durable
-	arm   *hop  // that the message begins at
+	epoch int64  // under which the rows are ours; for a new message known with put's result
+	held  string // why the message is to be held; "" for no reason
+	put   Write  // nil once the message is known to be durable
+	arm   *hop   // that the message begins at
 	rows  []*row
 
 	place     *ticket     // that was taken, or lined up for, before the walk began; nil once it is used
@@ -87,7 +87,7 @@ func (t *try) deliver() {
 	defer t.r.done(t.lane, len(t.msg.Raw))
 	defer t.dropPlace()
 	defer t.release()
-	if t.held {
+	if t.held != "" {
 		t.hold()
 		return
 	}

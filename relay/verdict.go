@@ -177,8 +177,7 @@ func (t *try) hold() {
 	var ss []message.Settlement
 	for _, w := range t.rows {
 		w.State = message.Held
-		ss = append(ss, message.Settlement{Message: t.msg, Epoch: t.epoch, Recipient: w.Recipient,
-			Alarm: "the key that its body is sealed with is not in spool.key, or key_file of [store]; held"})
+		ss = append(ss, message.Settlement{Message: t.msg, Epoch: t.epoch, Recipient: w.Recipient, Alarm: t.held})
 	}
 	t.r.settle(t.msg, ss)
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -169,7 +168,10 @@ func (s *Store) deliveries(rows []row, epoch int64) ([]*message.Delivery, error)
 		if d == nil {
 			m := r.message
 			m.AcceptedAt, m.ExpiresAt = s.local(m.AcceptedAt), s.local(m.ExpiresAt)
-			d = &message.Delivery{Message: m, Epoch: epoch, Held: r.broken}
+			d = &message.Delivery{Message: m, Epoch: epoch}
+			if r.broken {
+				hold(d, heldBroken)
+			}
 			byID[r.message.ID] = d
 			ds = append(ds, d)
 		}
@@ -189,8 +191,8 @@ func (s *Store) readBodies(ds []*message.Delivery) error {
 		found := false
 		err := s.read(context.Background(), func(r scanner) (bool, error) {
 			found = true
-			return false, r.Scan(&d.Message.BodyHash, &b.keyID, &b.octets, &b.data)
-		}, "SELECT m.body_hash, b.key_id, b.octets, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ?", int64(d.Message.ID))
+			return false, r.Scan(&d.Message.BodyHash, &b.format, &b.keyID, &b.octets, &b.data)
+		}, "SELECT m.body_hash, b.format, b.key_id, b.octets, b.data FROM message m JOIN body b ON b.id = m.id WHERE m.id = ?", int64(d.Message.ID))
 		if err == nil {
 			err = s.openBody(d, b, found)
 		}
@@ -198,24 +200,6 @@ func (s *Store) readBodies(ds []*message.Delivery) error {
 			return fmt.Errorf("message %v: %w", d.Message.ID, err)
 		}
 	}
-	return nil
-}
-
-// openBody gives d its body, or has it held where that is gone or its key is.
-func (s *Store) openBody(d *message.Delivery, b storedBody, found bool) (err error) {
-	m, data := d.Message, b.data
-	if b.octets > 0 {
-		if data, err = s.readParts(m.ID, b.octets); err != nil {
-			return err
-		}
-		found = data != nil
-	}
-	if found && b.keyID != 0 {
-		if data, err = s.keys.open(b.keyID, m.ID, data); err != nil && !errors.Is(err, errNoKey) {
-			return err
-		}
-	}
-	m.Raw, d.Held = data, d.Held || !found || err != nil
 	return nil
 }
 

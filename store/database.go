@@ -56,7 +56,8 @@ type scanner interface{ Scan(to ...any) error }
 
 // storedBody is a body as it is written with its message.
 type storedBody struct {
-	keyID  int64
-	octets int // 0, or the length of a body in parts, where data is empty
+	format int   // what data is
+	keyID  int64 // of the key that it is sealed with; 0 for none
+	octets int   // 0, or the length of a body in parts, where data is empty
 	data   []byte
 }

@@ -26,14 +26,14 @@ type largeBody struct {
 // seal makes the large bodies of j, which the caller of Put does and not the writer: it takes a millisecond for each
 // few megabytes.
 func (j *putJob) seal() error {
-	for _, m := range j.messages {
-		if !isLarge(m) {
+	for i, m := range j.messages {
+		if !j.bodies[i].isLarge() {
 			continue
 		}
-		b := &largeBody{id: m.ID, data: m.Raw}
-		if m.Kind == message.Auth {
+		b := &largeBody{id: m.ID, data: j.bodies[i].data}
+		if j.bodies[i].sealed {
 			var err error
-			if b.keyID, b.data, err = j.s.keys.sealPinned(j.s.now(), m.ID, m.Raw); err != nil {
+			if b.keyID, b.data, err = j.s.keys.sealPinned(j.s.now(), m.ID, b.data); err != nil {
 				return err
 			}
 		}
@@ -42,8 +42,6 @@ func (j *putJob) seal() error {
 	}
 	return nil
 }
-
-func isLarge(m *message.Message) bool { return len(m.Raw) > maxInline }
 
 // largeOf returns the large body of m, nil where it has none.
 func (j *putJob) largeOf(m *message.Message) *largeBody {

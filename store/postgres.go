@@ -215,12 +215,12 @@ func (f *fleet) readBodies(ds []*message.Delivery) error {
 		var id message.ID
 		var hash []byte
 		var b storedBody
-		err := r.Scan((*int64)(&id), &hash, &b.keyID, &b.octets, &b.data)
+		err := r.Scan((*int64)(&id), &hash, &b.format, &b.keyID, &b.octets, &b.data)
 		if err == nil {
 			byID[id].Message.BodyHash, bodies[id] = hash, b
 		}
 		return err == nil, err
-	}, "SELECT m.id, m.body_hash, b.key_id, b.octets, b.data FROM message m CROSS JOIN body b ON b.id = m.id WHERE m.id = ANY($1)", ids)
+	}, "SELECT m.id, m.body_hash, b.format, b.key_id, b.octets, b.data FROM message m CROSS JOIN body b ON b.id = m.id WHERE m.id = ANY($1)", ids)
 	if err != nil {
 		return err
 	}

@@ -364,7 +364,7 @@ func (d *pgDB) put(t *tx, m *message.Message, attrs string, b storedBody, own bo
 	}
 	c.messages.add(int64(m.ID), m.Stream, m.Client, m.MailFrom, m.HeaderFrom, m.Size, flags(m), m.BodyHash,
 		clock.stored(m.AcceptedAt), clock.stored(m.ExpiresAt), key, attrs)
-	c.bodies.add(int64(m.ID), bodyRaw, b.keyID, append([]byte{}, b.data...), b.octets)
+	c.bodies.add(int64(m.ID), b.format, b.keyID, append([]byte{}, b.data...), b.octets)
 	owner, epoch := 0, int64(0)
 	if own {
 		owner, epoch = t.s.node, t.epoch

@@ -10,9 +10,6 @@ import (
 	"gatepost/reply"
 )
 
-// bodyRaw is body.format of a message as repaired, unsigned.
-const bodyRaw = 1
-
 // Write is a Put under way: Done is closed once it is durable or has failed, and Result may be called then. Its error
 // is a *reply.Error: 452 where the disk or the queue is full, else 451.
 type Write = interface {
@@ -28,9 +25,15 @@ type Write = interface {
 func (s *Store) Put(ms []*message.Message, own bool) Write {
 	j := &putJob{s: s, messages: ms, own: own, class: rest, done: make(chan struct{})}
 	for _, m := range ms {
-		j.octets += len(m.Raw)
-		if !isLarge(m) {
-			j.inline += len(m.Raw)
+		b, err := bodyOf(m)
+		if err != nil {
+			j.finish(fmt.Errorf("store message %v: %w", m.ID, err))
+			return j
+		}
+		j.bodies = append(j.bodies, b)
+		j.octets += len(b.data)
+		if !b.isLarge() {
+			j.inline += len(b.data)
 		}
 	}
 	kind := message.Marketing
@@ -68,6 +71,7 @@ func (j *putJob) begin() error {
 type putJob struct {
 	s        *Store
 	messages []*message.Message
+	bodies   []body // of messages, one for one
 	own      bool
 	class    class
 	octets   int          // of all bodies
@@ -95,8 +99,8 @@ func (j *putJob) apply(t *tx) error {
 	if j.own {
 		j.result.Epoch = t.epoch
 	}
-	for _, m := range j.messages {
-		if err := t.put(m, j.own, j.largeOf(m)); err != nil {
+	for i, m := range j.messages {
+		if err := t.put(m, j.bodies[i], j.own, j.largeOf(m)); err != nil {
 			return fmt.Errorf("store message %v: %w", m.ID, err)
 		}
 		superseded, err := t.supersede(m)
@@ -141,7 +145,7 @@ func putError(err error) error {
 
 // put stores a message with its recipients, which are ours with own, else free to be claimed. A large body is there in
 // parts already.
-func (t *tx) put(m *message.Message, own bool, large *largeBody) error {
+func (t *tx) put(m *message.Message, b body, own bool, large *largeBody) error {
 	if len(m.Recipients) == 0 {
 		return errors.New("it has no recipients")
 	}
@@ -149,11 +153,11 @@ func (t *tx) put(m *message.Message, own bool, large *largeBody) error {
 	if err != nil {
 		return err
 	}
-	body, err := t.seal(m, large)
+	stored, err := t.seal(m, b, large)
 	if err != nil {
 		return err
 	}
-	if err := t.db.put(t, m, attrs, body, own); err != nil || own {
+	if err := t.db.put(t, m, attrs, stored, own); err != nil || own {
 		return err
 	}
 	for i := range m.Recipients {
@@ -165,17 +169,27 @@ func (t *tx) put(m *message.Message, own bool, large *largeBody) error {
 	return nil
 }
 
-// seal returns the body of m as it is written.
-func (t *tx) seal(m *message.Message, large *largeBody) (b storedBody, err error) {
+// seal returns b, the body of m, as it is written.
+func (t *tx) seal(m *message.Message, b body, large *largeBody) (stored storedBody, err error) {
+	stored.format = b.format
 	switch {
 	case large != nil:
-		b = storedBody{keyID: large.keyID, octets: len(large.data), data: []byte{}}
-	case m.Kind == message.Auth:
-		b.keyID, b.data, err = t.s.keys.seal(t.now, m.ID, m.Raw)
+		stored.keyID, stored.octets, stored.data = large.keyID, len(large.data), []byte{}
+	case b.sealed:
+		stored.keyID, stored.data, err = t.s.keys.seal(t.now, m.ID, b.data)
 	default:
-		b.data = m.Raw
+		stored.data = b.data
 	}
-	return b, err
+	return stored, err
+}
+
+// putNotification queues m, which tells a sender of failures.
+func (t *tx) putNotification(m *message.Message) error {
+	b, err := bodyOf(m)
+	if err != nil {
+		return err
+	}
+	return t.put(m, b, false, nil)
 }
 
 // undo takes back a Put whose client was told to try again. What was said to be accepted is said to be dropped, so that

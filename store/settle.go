@@ -49,7 +49,7 @@ func (t *tx) settleAll(list []message.Settlement) (lost []message.RecipientID, e
 		if s.Notification == nil || s.Notification == queued {
 			continue
 		}
-		if err := t.put(s.Notification, false, nil); err != nil {
+		if err := t.putNotification(s.Notification); err != nil {
 			return nil, fmt.Errorf("store notification %v: %w", s.Notification.ID, err)
 		}
 		queued = s.Notification

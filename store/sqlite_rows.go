@@ -114,7 +114,7 @@ func (d *liteDB) put(t *tx, m *message.Message, attrs string, b storedBody, own 
 		m.BodyHash, ms(m.AcceptedAt), ms(m.ExpiresAt), m.Supersede, attrs); err != nil {
 		return err
 	}
-	if _, err := d.exec("INSERT INTO body(id, format, key_id, data, octets) VALUES(?, ?, ?, ?, ?)", int64(m.ID), bodyRaw, b.keyID, b.data, b.octets); err != nil {
+	if _, err := d.exec("INSERT INTO body(id, format, key_id, data, octets) VALUES(?, ?, ?, ?, ?)", int64(m.ID), b.format, b.keyID, b.data, b.octets); err != nil {
 		return err
 	}
 	owner, epoch := 0, int64(0)

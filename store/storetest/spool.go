@@ -27,8 +27,8 @@ func testRoundTrip(t *testing.T, r *rig) {
 		t.Fatalf("%d deliveries, want 1", len(ds))
 	}
 	d := ds[0]
-	if epoch, _ := r.Lease(); d.Epoch != epoch || d.Held {
-		t.Errorf("epoch %d, held %v, want %d, false", d.Epoch, d.Held, epoch)
+	if epoch, _ := r.Lease(); d.Epoch != epoch || d.Held != "" {
+		t.Errorf("epoch %d, held %q, want %d, \"\"", d.Epoch, d.Held, epoch)
 	}
 	if !reflect.DeepEqual(*d.Message, want) {
 		t.Errorf("claimed\n%+v, want\n%+v", *d.Message, want)

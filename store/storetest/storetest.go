@@ -98,6 +98,7 @@ func Run(t *testing.T, e Engine) {
 		"a lost settlement queues no notification":                     testNotificationLost,
 		"a settlement fails with its notification":                     testNotificationAllOrNone,
 		"expiry queues a notification for each message that wants one": testExpireNotification,
+		"templates kept at upstreams come back with their mail":        testProvided,
 		"large messages expire in small turns":                         testExpireNotificationLarge,
 		"a second message under a key is a duplicate of the first":     testKey,
 		"a key lives as long as its message could":                     testKeyExpires,
