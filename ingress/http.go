@@ -52,6 +52,8 @@ type Filled struct {
 	Lifetime time.Duration // how long it is worth sending
 	From     message.Address
 	Raw      message.Raw
+	Provided map[string]message.Provided // by upstream: what it makes the mail of with a template of its own; nil for none
+	TooMuch  []string                    // upstreams that are not given the variables for theirs, which are too much: they are sent Raw
 }
 
 // HTTPTimeouts bounds how long requests may take. Zero fields take the default.

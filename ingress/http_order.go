@@ -118,12 +118,16 @@ func (q *request) compose(m *hook.Mail, from string, sub *message.Submission) (m
 	if f.Unknown {
 		q.say(slog.LevelInfo, "type of mail is not known, the template of another is used", slog.String("type", m.Type), slog.String("template", f.Type))
 	}
+	if len(f.TooMuch) > 0 {
+		q.say(slog.LevelWarn, "the variables are too much for the templates of some upstreams, which are sent the local one",
+			slog.String("type", f.Type), slog.String("upstreams", strings.Join(f.TooMuch, ",")))
+	}
 	o := sub.Order
 	o.Type, o.Purpose, o.TTL = f.Type, f.Purpose, f.Lifetime
 	if m.TTL > 0 {
 		o.TTL = min(o.TTL, m.TTL)
 	}
-	sub.Raw = f.Raw
+	sub.Raw, sub.Provided = f.Raw, f.Provided
 	return f.From, nil
 }
 

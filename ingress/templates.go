@@ -37,7 +37,8 @@ func (t *templates) Fill(m *hook.Mail, from string, schemes []string) (*Filled, 
 	if err != nil {
 		return nil, invalid(err)
 	}
-	return &Filled{Type: mail.Type.Name, Unknown: mail.Unknown, Purpose: mail.Type.Purpose, Lifetime: mail.Type.Lifetime, From: mail.From, Raw: mail.Raw}, nil
+	return &Filled{Type: mail.Type.Name, Unknown: mail.Unknown, Purpose: mail.Type.Purpose, Lifetime: mail.Type.Lifetime, From: mail.From, Raw: mail.Raw,
+		Provided: mail.Provided, TooMuch: mail.TooMuch}, nil
 }
 
 func (t *templates) Compose(m *hook.Mail, from string) (*Filled, error) {

@@ -406,6 +406,9 @@ func (o *handOver) through(before *time.Timer, slot upstream.Slot) ([]message.Ve
 		for _, w := range batch {
 			env.To = append(env.To, w.Address)
 		}
+		if len(env.To) == 1 {
+			env.Provided = o.hop.provided(t.msg)
+		}
 		vs, err := o.hand(before, slot, env, slices.Clone(wire))
 		if err != nil {
 			if len(verdicts) == 0 {

@@ -109,6 +109,16 @@ func (g *Generation) renewPolicy(cfg *config.Config) (*policy.Policy, error) {
 	return g.policy.Renew(cfg)
 }
 
+// provided returns what the upstream makes m of with a template of its own; nil where it is sent m as it is. It may be
+// another one by now than when m was accepted; and where mail is to be signed here, only what is made here can be.
+func (h *hop) provided(m *message.Message) *message.Provided {
+	p, ok := m.Provided[h.config.Name]
+	if t := h.upstream.Traits(); !ok || !t.Templates || t.DKIM == "sign" {
+		return nil
+	}
+	return &p
+}
+
 // plan returns the plan of stream; nil where g is nil or has none.
 func (g *Generation) plan(stream string) *plan {
 	if g == nil {

@@ -300,6 +300,12 @@ func testConfig(dir, key string) *config.Config {
 // submit hands one mail of client in and returns its id and the answer.
 func (g *rig) submit(client string, header string, to ...string) (message.ID, error) {
 	g.t.Helper()
+	return g.accept(g.submission(client, header, to...))
+}
+
+// submission is one mail of client.
+func (g *rig) submission(client string, header string, to ...string) *message.Submission {
+	g.t.Helper()
 	domain := map[string]string{"logto": "auth.example.com", "news": "news.example.com"}[client]
 	if to == nil {
 		to = []string{"kim@example.net"}
@@ -314,6 +320,11 @@ func (g *rig) submit(client string, header string, to ...string) (message.ID, er
 		}
 		s.To = append(s.To, addr)
 	}
+	return s
+}
+
+// accept hands s in and returns its id and the answer.
+func (g *rig) accept(s *message.Submission) (message.ID, error) {
 	receipts, err := g.relay.Accept(context.Background(), []*message.Submission{s})
 	if len(receipts) == 0 {
 		return 0, err

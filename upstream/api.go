@@ -39,6 +39,13 @@ type selective interface {
 	carries(m *message.Message) error
 }
 
+// keeper is a service that keeps templates and makes mail of them.
+type keeper interface {
+	// provided makes the request for e's one recipient that names the template e.Provided. What else the mail has, its
+	// sender and its header, is in wire. Errors are those of calls.
+	provided(e message.Envelope, wire net.Buffers) (call, error)
+}
+
 // acquaintance is a service that says only in a check call whether it delivers mail at all. It is asked once before its
 // first mail, for meetTime; what it says, or that it says nothing, keeps no mail waiting.
 type acquaintance interface{ toMeet() bool }
@@ -133,6 +140,7 @@ func newAPI(c *config.Upstream, s service, egress *Egress, lanes []LaneKind) (*a
 func (u *apiUpstream) Traits() Traits {
 	t := u.service.traits()
 	t.DKIM = u.cfg.DKIM
+	_, t.Templates = u.service.(keeper)
 	return t
 }
 
@@ -254,14 +262,36 @@ func (s *apiSlot) Release() {
 	s.upstream.slots.give(s.lane)
 }
 
-// Send implements Slot. After a call whose recipients have their verdicts, the others are put off rather than given up
-// with them.
+// Send implements Slot.
 func (s *apiSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffers, commit func() error) []message.Verdict {
+	vs := s.send(ctx, e, wire, commit)
+	if e.Provided == nil || len(vs) == 0 || !refusesMessage(vs[0]) || ctx.Err() != nil {
+		return vs
+	}
+	template, refusal := e.Provided.Template, vs[0].Reply()
+	e.Provided = nil
+	vs = s.send(ctx, e, wire, commit)
+	for i := range vs {
+		if vs[i].Class == message.Accepted {
+			vs[i].Alarm = fmt.Sprintf("the service refused its template %q (%s) and was sent the local one: mend it there, or take it out of the templates here", template, refusal)
+		}
+	}
+	return vs
+}
+
+// refusesMessage reports whether v says that the service does not want the message as it is, and has taken nothing.
+func refusesMessage(v message.Verdict) bool {
+	return v.Scope == message.ScopeMessage && (v.Class == message.Permanent || v.Class == message.Temporary)
+}
+
+// send makes the requests for e. After a call whose recipients have their verdicts, the others are put off rather than
+// given up with them.
+func (s *apiSlot) send(ctx context.Context, e message.Envelope, wire net.Buffers, commit func() error) []message.Verdict {
 	u := s.upstream
 	if v, ok := s.unfit(e, wire); !ok {
 		return v.Verdicts(len(e.To))
 	}
-	calls, err := u.service.calls(e, wire)
+	calls, err := u.calls(e, wire)
 	if err != nil {
 		v := uncarried(err)
 		if v.Scope == message.ScopeUpstream {
@@ -296,6 +326,15 @@ func (s *apiSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffers
 		}
 	}
 	return verdicts
+}
+
+// calls makes the requests that hand e over.
+func (u *apiUpstream) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
+	if k, ok := u.service.(keeper); ok && e.Provided != nil {
+		c, err := k.provided(e, wire)
+		return []call{c}, err
+	}
+	return u.service.calls(e, wire)
 }
 
 // endedBy takes in the verdicts on a call, nil where commit said no, and returns the verdict on those whose calls are left

@@ -15,12 +15,15 @@ import (
 	"time"
 
 	"gatepost/config"
+	"gatepost/letter"
 	"gatepost/message"
+	"gatepost/reply"
 )
 
 const (
 	mailgunSize       = 25 << 20 // octets of a message
 	mailgunRecipients = 1000     // of a call
+	mailgunOptions    = 16 << 10 // octets of the fields whose names have a colon
 	mailgunPause      = time.Minute
 )
 
@@ -54,41 +57,97 @@ func (m *mailgun) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	}
 	return splittable(e, mailgunRecipients, func(to []int) call {
 		return call{to: to, meaning: m.meaning, ask: func(ctx context.Context, x *exchange) error {
-			req, err := m.request(ctx, key, e, to, wire)
-			if err != nil {
-				return err
-			}
-			_, err = x.Do(req)
-			return err
+			return m.ask(ctx, x, key, "/messages.mime", m.form(e, to, wire))
 		}}
 	}), nil
 }
 
-// request makes the form of one call: the envelope's recipients, the options, and the message as a file.
-func (m *mailgun) request(ctx context.Context, key string, e message.Envelope, to []int, wire net.Buffers) (*http.Request, error) {
-	var head, tail bytes.Buffer
-	form := multipart.NewWriter(&head)
-	for _, i := range to {
-		form.WriteField("to", e.To[i])
-	}
-	for _, option := range m.options(e) {
-		form.WriteField(option[0], option[1])
-	}
-	if _, err := form.CreateFormFile("message", "message.eml"); err != nil {
-		return nil, err
-	}
-	fmt.Fprintf(&tail, "\r\n--%s--\r\n", form.Boundary())
-	body := slices.Concat(net.Buffers{head.Bytes()}, wire, net.Buffers{tail.Bytes()})
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.endpoint()+"/v3/"+url.PathEscape(m.cfg.Domain)+"/messages.mime", io.NopCloser(&body))
+// provided implements keeper: POST /v3/DOMAIN/messages. The service makes the plain text of the template's HTML; t:variables
+// are for the template alone, those of v: anybody sees.
+func (m *mailgun) provided(e message.Envelope, wire net.Buffers) (call, error) {
+	key, err := m.cfg.APIKey.Read()
 	if err != nil {
-		return nil, err
+		return call{}, err
 	}
-	for _, b := range body {
-		req.ContentLength += int64(len(b))
+	l, err := letter.Read(wholeMail(wire))
+	if err != nil {
+		return call{}, err
 	}
-	req.Header.Set("Content-Type", form.FormDataContentType())
+	fields := [][2]string{{"from", boxText(l.From)}, {"subject", l.Subject}, {"template", e.Provided.Template}, {"t:variables", string(e.Provided.Variables)}, {"t:text", "yes"}}
+	var replies []string // in ASCII, as header fields are
+	for _, b := range uniqueBoxes(l.ReplyTo) {
+		replies = append(replies, b.String())
+	}
+	if replies != nil {
+		fields = append(fields, [2]string{"h:Reply-To", strings.Join(replies, ", ")})
+	}
+	for _, f := range l.Header {
+		fields = append(fields, [2]string{"h:" + f.Name, f.Value})
+	}
+	fields = append(fields, m.options(e)...)
+	n := 0
+	for _, f := range fields {
+		if strings.Contains(f[0], ":") {
+			n += len(f[0]) + len(f[1])
+		}
+	}
+	if n > mailgunOptions {
+		return call{}, reply.New(552, "5.3.4", "The variables of the message are too much for Mailgun: %d octets with all options, %d are taken", n, mailgunOptions)
+	}
+	return call{to: []int{0}, meaning: m.meaning, ask: func(ctx context.Context, x *exchange) error {
+		return m.ask(ctx, x, key, "/messages", newMailgunForm(e.To, fields).end())
+	}}, nil
+}
+
+// form makes the form of one call: the envelope's recipients, the options, and the message as a file.
+func (m *mailgun) form(e message.Envelope, to []int, wire net.Buffers) mailgunForm {
+	var recipients []string
+	for _, i := range to {
+		recipients = append(recipients, e.To[i])
+	}
+	f := newMailgunForm(recipients, m.options(e))
+	f.writer.CreateFormFile("message", "message.eml") // into memory, which does not fail
+	return f.end(wire...)
+}
+
+// mailgunForm is multipart/form-data with one file at most.
+type mailgunForm struct {
+	head   *bytes.Buffer
+	writer *multipart.Writer
+	body   net.Buffers
+}
+
+// newMailgunForm begins a form for recipients.
+func newMailgunForm(to []string, fields [][2]string) mailgunForm {
+	head := &bytes.Buffer{}
+	f := mailgunForm{head: head, writer: multipart.NewWriter(head)}
+	for _, address := range to {
+		f.writer.WriteField("to", address)
+	}
+	for _, field := range fields {
+		f.writer.WriteField(field[0], field[1])
+	}
+	return f
+}
+
+// end completes f with the content of its file, which is not copied.
+func (f mailgunForm) end(file ...[]byte) mailgunForm {
+	tail := fmt.Appendf(nil, "\r\n--%s--\r\n", f.writer.Boundary())
+	f.body = slices.Concat(net.Buffers{f.head.Bytes()}, file, net.Buffers{tail})
+	return f
+}
+
+// ask posts f to one of the domain's paths.
+func (m *mailgun) ask(ctx context.Context, x *exchange, key, path string, f mailgunForm) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.endpoint()+"/v3/"+url.PathEscape(m.cfg.Domain)+path, io.NopCloser(&f.body))
+	if err != nil {
+		return err
+	}
+	req.ContentLength = int64(length(f.body))
+	req.Header.Set("Content-Type", f.writer.FormDataContentType())
 	req.SetBasicAuth("api", key)
-	return req, nil
+	_, err = x.Do(req)
+	return err
 }
 
 // options says how the message is to be treated. Auth mail is never tracked, and only sent over TLS; the id that events

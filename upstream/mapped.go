@@ -141,6 +141,22 @@ func quoted(text string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(text) + `"`
 }
 
+// boxText writes a mailbox as services read it: its name in UTF-8, quoted.
+func boxText(b netmail.Address) string {
+	if b.Name == "" {
+		return b.Address
+	}
+	return quoted(b.Name) + " <" + b.Address + ">"
+}
+
+func boxesText(boxes []netmail.Address) string {
+	var all []string
+	for _, b := range boxes {
+		all = append(all, boxText(b))
+	}
+	return strings.Join(all, ", ")
+}
+
 // uniqueBoxes returns boxes without the second and later ones of an address.
 func uniqueBoxes(boxes []netmail.Address) []netmail.Address {
 	var unique []netmail.Address

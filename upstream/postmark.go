@@ -2,12 +2,14 @@ package upstream
 
 import (
 	"context"
+	"encoding/json"
 	"net"
 	"net/http"
 	netmail "net/mail"
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -86,17 +88,60 @@ func (s *postmark) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	}
 	var calls []call
 	for _, c := range l.Calls(e) {
-		body, err := m.with(postmarkOwn{To: postmarkTo(c.To), Cc: postmarkTo(c.Cc), Bcc: postmarkTo(c.Bcc)})
+		one, err := s.call(e, c, m, "/email", token)
 		if err != nil {
 			return nil, err
 		}
-		calls = append(calls, call{
-			to:      positions(c),
-			ask:     m.ask(s.endpoint()+"/email", map[string]string{"X-Postmark-Server-Token": token}, body),
-			meaning: func(a answer) []message.Verdict { return s.meaning(a, e.Kind, c) },
-		})
+		calls = append(calls, one)
 	}
 	return calls, nil
+}
+
+// call makes the request for the recipients of c.
+func (s *postmark) call(e message.Envelope, c letter.Call, m jsonMail, path, token string) (call, error) {
+	body, err := m.with(postmarkOwn{To: postmarkTo(c.To), Cc: postmarkTo(c.Cc), Bcc: postmarkTo(c.Bcc)})
+	return call{
+		to:      positions(c),
+		ask:     m.ask(s.endpoint()+path, map[string]string{"X-Postmark-Server-Token": token}, body),
+		meaning: func(a answer) []message.Verdict { return s.meaning(a, e.Kind, c) },
+	}, err
+}
+
+// provided implements keeper: POST /email/withTemplate.
+func (s *postmark) provided(e message.Envelope, wire net.Buffers) (call, error) {
+	token, err := s.token()
+	if err != nil {
+		return call{}, err
+	}
+	l, err := letter.Read(wholeMail(wire))
+	if err != nil {
+		return call{}, err
+	}
+	m, err := newJSONMail(postmarkSize, postmarkProvided{s.about(l, e), postmarkTemplateOf(e.Provided)}, "", "", nil)
+	if err != nil {
+		return call{}, err
+	}
+	return s.call(e, l.Calls(e)[0], m, "/email/withTemplate", token)
+}
+
+// postmarkProvided is a mail that the service makes of a template: subject and text are that's.
+type postmarkProvided struct {
+	postmarkMail
+	postmarkTemplate
+}
+
+type postmarkTemplate struct {
+	ID    int64           `json:"TemplateId,omitempty"`
+	Alias string          `json:"TemplateAlias,omitempty"`
+	Model json.RawMessage `json:"TemplateModel"`
+}
+
+// postmarkTemplateOf names p by its id where that is a number: an alias begins with a letter.
+func postmarkTemplateOf(p *message.Provided) postmarkTemplate {
+	if id, err := strconv.ParseInt(p.Template, 10, 64); err == nil {
+		return postmarkTemplate{ID: id, Model: p.Variables}
+	}
+	return postmarkTemplate{Alias: p.Template, Model: p.Variables}
 }
 
 // postmarkOwn is what the request for some of a mail's recipients has of its own.
@@ -109,8 +154,8 @@ type postmarkOwn struct {
 // postmarkMail is what all requests for a mail share.
 type postmarkMail struct {
 	From          string
-	ReplyTo       string `json:",omitempty"`
-	Subject       string
+	ReplyTo       string            `json:",omitempty"`
+	Subject       *string           `json:",omitempty"`
 	TextBody      string            `json:",omitempty"`
 	HTMLBody      string            `json:"HtmlBody,omitempty"`
 	MessageStream string            `json:",omitempty"`
@@ -137,17 +182,22 @@ func (s *postmark) read(raw message.Raw, e message.Envelope) (*letter.Letter, js
 	if err != nil {
 		return nil, jsonMail{}, err
 	}
-	m := postmarkMail{
-		From: postmarkBox(l.From), ReplyTo: postmarkBoxes(uniqueBoxes(l.ReplyTo)), Subject: l.Subject, TextBody: l.Text, HTMLBody: l.HTML,
-		MessageStream: s.cfg.MessageStream, Tag: s.cfg.Tag, Metadata: s.metadata(e), Headers: s.headers(l),
-	}
-	m.track(e.Kind, s.cfg.Tracking)
+	m := s.about(l, e)
+	m.Subject, m.TextBody, m.HTMLBody = &l.Subject, l.Text, l.HTML
 	files, err := postmarkFiles(l)
 	if err != nil {
 		return nil, jsonMail{}, err
 	}
 	shared, err := newJSONMail(postmarkSize, m, "Attachments", "Content", files)
 	return l, shared, err
+}
+
+// about returns all that l has but its words and files.
+func (s *postmark) about(l *letter.Letter, e message.Envelope) postmarkMail {
+	m := postmarkMail{From: boxText(l.From), ReplyTo: boxesText(uniqueBoxes(l.ReplyTo)),
+		MessageStream: s.cfg.MessageStream, Tag: s.cfg.Tag, Metadata: s.metadata(e), Headers: s.headers(l)}
+	m.track(e.Kind, s.cfg.Tracking)
+	return m
 }
 
 // metadata returns what events about the mail will carry: the spool's id, and what the config has.
@@ -213,28 +263,12 @@ func postmarkFiles(l *letter.Letter) ([]jsonFile, error) {
 	return files, nil
 }
 
-// postmarkBox writes a mailbox as the service reads it: its name in UTF-8, quoted.
-func postmarkBox(b netmail.Address) string {
-	if b.Name == "" {
-		return b.Address
-	}
-	return quoted(b.Name) + " <" + b.Address + ">"
-}
-
-func postmarkBoxes(boxes []netmail.Address) string {
-	var all []string
-	for _, b := range boxes {
-		all = append(all, postmarkBox(b))
-	}
-	return strings.Join(all, ", ")
-}
-
 func postmarkTo(recipients []letter.Recipient) string {
 	var boxes []netmail.Address
 	for _, r := range recipients {
 		boxes = append(boxes, r.Address)
 	}
-	return postmarkBoxes(boxes)
+	return boxesText(boxes)
 }
 
 // postmarkSaid is what the service says of a request, taken or not.

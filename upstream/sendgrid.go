@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -66,19 +67,49 @@ func (s *sendgrid) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	}
 	var calls []call
 	for _, c := range l.Calls(e) {
-		own := sendgridOwn{[]sendgridPersonalization{{To: sendgridTo(c.To), Cc: sendgridTo(c.Cc), Bcc: sendgridTo(c.Bcc),
-			Args: map[string]string{"gid": e.ID.String()}}}}
-		body, err := m.with(own)
+		one, err := s.call(e, c, m, key)
 		if err != nil {
 			return nil, err
 		}
-		calls = append(calls, call{
-			to:      positions(c),
-			ask:     m.ask(s.endpoint()+"/v3/mail/send", map[string]string{"Authorization": "Bearer " + key}, body),
-			meaning: func(a answer) []message.Verdict { return s.meaning(a, c) },
-		})
+		calls = append(calls, one)
 	}
 	return calls, nil
+}
+
+// call makes the request for the recipients of c.
+func (s *sendgrid) call(e message.Envelope, c letter.Call, m jsonMail, key string) (call, error) {
+	own := sendgridPersonalization{To: sendgridTo(c.To), Cc: sendgridTo(c.Cc), Bcc: sendgridTo(c.Bcc), Args: map[string]string{"gid": e.ID.String()}}
+	if e.Provided != nil {
+		own.Data = e.Provided.Variables
+	}
+	body, err := m.with(sendgridOwn{[]sendgridPersonalization{own}})
+	return call{
+		to:      positions(c),
+		ask:     m.ask(s.endpoint()+"/v3/mail/send", map[string]string{"Authorization": "Bearer " + key}, body),
+		meaning: func(a answer) []message.Verdict { return s.meaning(a, c) },
+	}, err
+}
+
+// provided implements keeper. The subject is for a template that has none.
+func (s *sendgrid) provided(e message.Envelope, wire net.Buffers) (call, error) {
+	key, err := s.cfg.APIKey.Read()
+	if err != nil {
+		return call{}, err
+	}
+	l, err := letter.Read(wholeMail(wire))
+	if err != nil {
+		return call{}, err
+	}
+	about, err := s.about(l, e.Kind)
+	if err != nil {
+		return call{}, err
+	}
+	about.TemplateID = e.Provided.Template
+	m, err := newJSONMail(sendgridSize, about, "", "", nil)
+	if err != nil {
+		return call{}, err
+	}
+	return s.call(e, l.Calls(e)[0], m, key)
 }
 
 // sendgridOwn is what the request for some of a mail's recipients has of its own.
@@ -91,6 +122,7 @@ type sendgridPersonalization struct {
 	Cc   []sendgridBox     `json:"cc,omitempty"`
 	Bcc  []sendgridBox     `json:"bcc,omitempty"`
 	Args map[string]string `json:"custom_args"`
+	Data json.RawMessage   `json:"dynamic_template_data,omitempty"`
 }
 
 type sendgridBox struct {
@@ -104,7 +136,8 @@ type sendgridMail struct {
 	ReplyTo     *sendgridBox              `json:"reply_to,omitempty"`
 	ReplyToList []sendgridBox             `json:"reply_to_list,omitempty"`
 	Subject     string                    `json:"subject"`
-	Content     []sendgridText            `json:"content"`
+	Content     []sendgridText            `json:"content,omitempty"`
+	TemplateID  string                    `json:"template_id,omitempty"`
 	Headers     map[string]string         `json:"headers,omitempty"`
 	Categories  []string                  `json:"categories,omitempty"`
 	IPPool      string                    `json:"ip_pool_name,omitempty"`
@@ -141,8 +174,25 @@ func (s *sendgrid) read(raw message.Raw, kind message.Kind) (*letter.Letter, jso
 	if err != nil {
 		return nil, jsonMail{}, err
 	}
+	m, err := s.about(l, kind)
+	if err != nil {
+		return nil, jsonMail{}, err
+	}
+	if m.Content = sendgridContent(l); len(m.Content) == 0 {
+		return nil, jsonMail{}, sendgridUnfit("without text")
+	}
+	files, err := sendgridFiles(l)
+	if err != nil {
+		return nil, jsonMail{}, err
+	}
+	shared, err := newJSONMail(sendgridSize, m, "attachments", "content", files)
+	return l, shared, err
+}
+
+// about returns all that l has but its text and files.
+func (s *sendgrid) about(l *letter.Letter, kind message.Kind) (sendgridMail, error) {
 	m := sendgridMail{
-		From: sendgridBox{l.From.Address, l.From.Name}, Subject: l.Subject, Content: sendgridContent(l),
+		From: sendgridBox{l.From.Address, l.From.Name}, Subject: l.Subject,
 		Categories: s.cfg.Categories, IPPool: s.cfg.IPPool, Settings: s.settings(kind), Tracking: s.tracking(kind),
 	}
 	switch boxes := uniqueBoxes(l.ReplyTo); len(boxes) {
@@ -154,15 +204,7 @@ func (s *sendgrid) read(raw message.Raw, kind message.Kind) (*letter.Letter, jso
 			m.ReplyToList = append(m.ReplyToList, sendgridBox{b.Address, b.Name})
 		}
 	}
-	if err := m.fill(l); err != nil {
-		return nil, jsonMail{}, err
-	}
-	files, err := sendgridFiles(l)
-	if err != nil {
-		return nil, jsonMail{}, err
-	}
-	shared, err := newJSONMail(sendgridSize, m, "attachments", "content", files)
-	return l, shared, err
+	return m, m.fill(l)
 }
 
 // sendgridUnfit is the refusal of a mail that the service does not take.
@@ -172,10 +214,7 @@ func sendgridUnfit(format string, a ...any) error {
 
 // fill takes in what the service does not take in every form.
 func (m *sendgridMail) fill(l *letter.Letter) error {
-	switch {
-	case len(m.Content) == 0:
-		return sendgridUnfit("without text")
-	case l.Subject == "":
+	if l.Subject == "" {
 		return sendgridUnfit("without a subject")
 	}
 	m.Headers = map[string]string{}
@@ -289,6 +328,7 @@ func (s sendgridSaid) words() string {
 //	400  what the config sets               unauthorised  upstream   or a typing error there would bounce every mail
 //	400  another field                      permanent     message
 //	401  "credits exceeded"                 throttled     upstream
+//	403  template_id                        permanent     message
 //	403  from                               unauthorised  domain
 //	415                                     permanent     message
 //	429                                     throttled     upstream   until X-RateLimit-Reset
@@ -318,6 +358,8 @@ func (s *sendgrid) verdict(a answer, said sendgridSaid) message.Verdict {
 		v := a.as(message.Throttled, message.ScopeUpstream, "", said.words())
 		v.RetryAfter, v.Alarm = max(v.RetryAfter, sendgridQuota), "the credits of the SendGrid account are used up"
 		return v
+	case a.status == http.StatusForbidden && is("template_id"):
+		return a.as(message.Permanent, message.ScopeMessage, "5.6.0", said.words())
 	case a.status == http.StatusForbidden && is("from"):
 		return a.as(message.Unauthorised, message.ScopeDomain, "", said.words())
 	case a.status == http.StatusUnsupportedMediaType && len(said.Errors) > 0:

@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sesv2/types"
 
 	"gatepost/config"
+	"gatepost/letter"
 	"gatepost/message"
 )
 
@@ -95,26 +96,61 @@ func (s *ses) calls(e message.Envelope, wire net.Buffers) ([]call, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw := slices.Concat(wire...)
-	return splittable(e, sesRecipients, func(to []int) call {
-		in := s.input(e, to, raw)
-		return call{
-			to: to,
-			ask: func(ctx context.Context, x *exchange) error {
-				_, err := s.client.SendEmail(ctx, in, func(o *sesv2.Options) { o.HTTPClient, o.Credentials = x, creds })
-				return err
-			},
-			meaning: func(a answer) []message.Verdict {
-				return []message.Verdict{sesVerdict(a, in.Destination.ToAddresses, time.Now())}
-			},
+	content := &types.EmailContent{Raw: &types.RawMessage{Data: slices.Concat(wire...)}}
+	return splittable(e, sesRecipients, func(to []int) call { return s.call(s.input(e, to, content), to, creds) }), nil
+}
+
+// call makes the request in for some recipients.
+func (s *ses) call(in *sesv2.SendEmailInput, to []int, creds aws.CredentialsProvider) call {
+	return call{
+		to: to,
+		ask: func(ctx context.Context, x *exchange) error {
+			_, err := s.client.SendEmail(ctx, in, func(o *sesv2.Options) { o.HTTPClient, o.Credentials = x, creds })
+			return err
+		},
+		meaning: func(a answer) []message.Verdict {
+			return []message.Verdict{sesVerdict(a, in.Destination.ToAddresses, time.Now())}
+		},
+	}
+}
+
+// provided implements keeper. SES makes Message-ID and Date itself, and says that it does not know a template in the same
+// way as it does of a configuration set: in doubt it is the template, and the mail goes without.
+func (s *ses) provided(e message.Envelope, wire net.Buffers) (call, error) {
+	creds, err := s.credentials()
+	if err != nil {
+		return call{}, err
+	}
+	l, err := letter.Read(wholeMail(wire))
+	if err != nil {
+		return call{}, err
+	}
+	template := &types.Template{TemplateName: &e.Provided.Template, TemplateData: new(string(e.Provided.Variables))}
+	for _, f := range l.Header {
+		if !slices.ContainsFunc(sesRewritten, func(name string) bool { return strings.EqualFold(name, f.Name) }) {
+			template.Headers = append(template.Headers, types.MessageHeader{Name: &f.Name, Value: &f.Value})
 		}
-	}), nil
+	}
+	in := s.input(e, []int{0}, &types.EmailContent{Template: template})
+	in.FromEmailAddress = new(l.From.String()) // in ASCII: RFC 2047
+	for _, b := range uniqueBoxes(l.ReplyTo) {
+		in.ReplyToAddresses = append(in.ReplyToAddresses, b.String())
+	}
+	c := s.call(in, []int{0}, creds)
+	c.meaning = func(a answer) []message.Verdict {
+		var said sesSaid
+		if a.decode(&said); sesError(a, said) == "NotFoundException" {
+			return []message.Verdict{a.as(message.Permanent, message.ScopeMessage, "5.6.0", said.Message)}
+		}
+		return []message.Verdict{sesVerdict(a, e.To, time.Now())}
+	}
+	return c, nil
 }
 
 // input makes the request for some of e's recipients. Without Destination SES would read them from the header.
-func (s *ses) input(e message.Envelope, to []int, raw []byte) *sesv2.SendEmailInput {
+func (s *ses) input(e message.Envelope, to []int, content *types.EmailContent) *sesv2.SendEmailInput {
 	in := &sesv2.SendEmailInput{
-		Content:     &types.EmailContent{Raw: &types.RawMessage{Data: raw}},
+		Content:     content,
 		Destination: &types.Destination{},
 		EmailTags:   []types.MessageTag{{Name: aws.String("gid"), Value: aws.String(e.ID.String())}},
 	}

@@ -21,6 +21,7 @@ type Traits struct {
 	OneSignature  bool     // foreign signatures must go before ours is added
 	NeverSign     []string // header fields the service rewrites
 	Captures      bool     // an accepted message reaches nobody: the outcome is captured
+	Templates     bool     // the service keeps templates: Envelope.Provided has a meaning here
 }
 
 // Caps is what this connection's host offered: decides what may be sent, before it is signed.
@@ -63,6 +64,8 @@ type Slot interface {
 	// several. commit returns nil once the message is durable and may still go. The caller owns the timers and cancels
 	// ctx: before a commit that means temporary, after it unknown. If commit errs, Send resets or closes the
 	// connection and returns nil. wire is consumed: a slice of its own, its bytes shared and not to be changed.
+	// With e.Provided the service's template takes the place of wire's words; where it is refused for the message's sake,
+	// wire is handed over after all, with an alarm: a mail in other words is better than none.
 	Send(ctx context.Context, e message.Envelope, wire net.Buffers, commit func() error) []message.Verdict
 	// Release gives the slot back. It must be called once, also after Send.
 	Release()

@@ -89,10 +89,13 @@ func describe(t *testing.T, dir string) map[string]service {
 	t.Helper()
 	return map[string]service{
 		"ses":      ses(t, filepath.Join(dir, "ses-v2.model.json")),
-		"mailgun":  mailgun(t, filepath.Join(dir, "mailgun-messages.openapi.json")),
+		"mailgun":  mailgun(t, filepath.Join(dir, "mailgun-messages.openapi.json"), "messages.mime"),
 		"sendgrid": sendgrid(t, filepath.Join(dir, "sendgrid-mail-send.oai.json")),
 		"postmark": postmark(t, filepath.Join(dir, "postmark-email.schema.json")),
-		"aliyun":   aliyun(t, filepath.Join(dir, "aliyun-dm-SingleSendMail.meta.json")),
+
+		"mailgun-template":  mailgun(t, filepath.Join(dir, "mailgun-messages.openapi.json"), "messages"),
+		"postmark-template": postmarkTemplate(t, filepath.Join(dir, "postmark-email.schema.json")),
+		"aliyun":            aliyun(t, filepath.Join(dir, "aliyun-dm-SingleSendMail.meta.json")),
 	}
 }
 
@@ -188,10 +191,24 @@ func sendgrid(t *testing.T, file string) service {
 	return service{method: "POST", hosts: servers(t, doc), path: "/v3/mail/send", content: "application/json", body: compile(t, doc, pointer)}
 }
 
-func mailgun(t *testing.T, file string) service {
+// postmarkTemplate makes of the description of mail with words that of mail with a template, as the vendor's pages have it.
+func postmarkTemplate(t *testing.T, file string) service {
 	var doc object
 	read(t, file, &doc)
-	form := at(t, doc, "paths", "/v3/{domain_name}/messages.mime", "post", "requestBody", "content", "multipart/form-data", "schema")
+	fields := at(t, doc, "properties")
+	for _, words := range []string{"Subject", "TextBody", "HtmlBody"} {
+		delete(fields, words)
+	}
+	fields["TemplateId"], fields["TemplateAlias"], fields["TemplateModel"] = object{"type": "integer"}, object{"type": "string", "minLength": 1}, object{"type": "object"}
+	doc["required"] = []string{"From", "To", "TemplateModel"}
+	doc["oneOf"] = []object{{"required": []string{"TemplateId"}}, {"required": []string{"TemplateAlias"}}}
+	return service{method: "POST", hosts: []string{`api\.postmarkapp\.com`}, path: "/email/withTemplate", content: "application/json", body: compile(t, doc, "")}
+}
+
+func mailgun(t *testing.T, file, call string) service {
+	var doc object
+	read(t, file, &doc)
+	form := at(t, doc, "paths", "/v3/{domain_name}/"+call, "post", "requestBody", "content", "multipart/form-data", "schema")
 	pointer := strings.TrimPrefix(fmt.Sprint(form["$ref"]), "#")
 	body := at(t, doc, strings.Split(strings.Trim(pointer, "/"), "/")...)
 	fields := at(t, body, "properties")
@@ -199,7 +216,7 @@ func mailgun(t *testing.T, file string) service {
 	delete(fields, "v:my-var")
 	body["patternProperties"] = object{"^[hv]:[!-9;-~]+$": object{"type": "string"}}
 	body["additionalProperties"] = false
-	s := service{method: "POST", hosts: servers(t, doc), path: "/v3/[a-z0-9.-]+/messages\\.mime", content: "multipart/form-data"}
+	s := service{method: "POST", hosts: servers(t, doc), path: "/v3/[a-z0-9.-]+/" + regexp.QuoteMeta(call), content: "multipart/form-data"}
 	for name, f := range fields {
 		if f.(object)["type"] == "array" {
 			s.lists = append(s.lists, name)

@@ -65,6 +65,14 @@ func kept(t *testing.T) map[string]request {
 	return all
 }
 
+// described returns the name of the description that a file of requests is held against: its own, or that of its type.
+func described(services map[string]service, name string) string {
+	if _, ok := services[name]; ok {
+		return name
+	}
+	return kind(name)
+}
+
 // kind returns the type of upstream that a file of requests is about.
 func kind(name string) string {
 	k, _, _ := strings.Cut(name, "-")
@@ -86,12 +94,12 @@ func TestRequestsAreAsTheServicesDescribeThem(t *testing.T) {
 	services := describe(t, specs(t))
 	count := map[string]int{}
 	for name, r := range kept(t) {
-		s, ok := services[kind(name)]
+		s, ok := services[described(services, name)]
 		if !ok {
 			t.Errorf("%s: no service is described that it could go to", name)
 			continue
 		}
-		count[kind(name)]++
+		count[described(services, name)]++
 		if err := s.check(r); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -107,7 +115,7 @@ func TestRequestsAreAsTheServicesDescribeThem(t *testing.T) {
 func TestARequestThatIsWrongIsFound(t *testing.T) {
 	services := describe(t, specs(t))
 	for name := range kept(t) {
-		s := services[kind(name)]
+		s := services[described(services, name)]
 		for what, spoil := range map[string]func(r *request) bool{
 			"another method":        func(r *request) bool { r.Method = "PUT"; return true },
 			"another host":          func(r *request) bool { r.URL = strings.Replace(r.URL, "://", "://x.", 1); return true },
