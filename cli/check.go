@@ -21,9 +21,10 @@ func (a *app) checkCmd() *cobra.Command {
 		Use:   "check",
 		Short: "Check config, listeners, keys, DNS, logins; sends nothing",
 		Long: `Check the config; then, if it has no problems, listeners and certificates,
-egress addresses, the database, DKIM keys and their DNS records, and log in to
-every upstream from its egress. No mail is sent, and a daemon that runs is not
-disturbed. Exit 1 if a line says FAIL, 3 if the config has problems.`,
+egress addresses, the database, DKIM keys and their DNS records, log in to
+every upstream from its egress, and ask those that are to keep templates for
+them. No mail is sent, and a daemon that runs is not disturbed. Exit 1 if a
+line says FAIL, 3 if the config has problems.`,
 		Args: takesNothing,
 	}
 	cmd.Flags().BoolVar(&offline, "offline", false, "leave out the database, DNS and logins")

@@ -130,11 +130,16 @@ func (d *daemon) warnOfEgress() {
 }
 
 // warnOfUpstreams logs in to every upstream once, so that a wrong password or address is in the log before the first
-// mail needs it.
+// mail needs it, and asks for the templates that they are to keep.
 func (d *daemon) warnOfUpstreams(ctx context.Context) error {
 	for _, f := range doctor.Logins(ctx, d.cfg()) {
 		if f.Level == doctor.Fail && ctx.Err() == nil {
 			d.log.LogAttrs(ctx, slog.LevelError, "upstream cannot be used", slog.String("upstream", f.Subject), slog.String("err", f.Text), slog.String("hint", f.Hint))
+		}
+	}
+	for _, f := range doctor.Templates(ctx, d.cfg()) {
+		if f.Level == doctor.Fail && ctx.Err() == nil {
+			d.log.LogAttrs(ctx, slog.LevelError, "template of an upstream cannot be used", slog.String("template", f.Subject), slog.String("err", f.Text), slog.String("hint", f.Hint))
 		}
 	}
 	return nil

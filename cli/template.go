@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -84,6 +86,9 @@ func (a *app) templateListCmd() *cobra.Command {
 				from := "built in"
 				if len(l.Files) > 0 {
 					from = strings.Join(l.Files, " ")
+				}
+				for _, upstream := range slices.Sorted(maps.Keys(l.Kept)) {
+					from += fmt.Sprintf(", %s: %s", upstream, l.Kept[upstream])
 				}
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", l.Type, l.Locale, from, l.Subject)
 			}
@@ -185,7 +190,11 @@ func (a *app) printMail(m *compose.Mail, p preview) error {
 	case p.raw:
 		text = string(m.Raw)
 	default:
-		text = fmt.Sprintf("Template: %s in %s\nFrom: %s\nSubject: %s\n\n%s", m.Template, m.Locale, m.From, m.Subject, m.Text)
+		text = fmt.Sprintf("Template: %s in %s\n", m.Template, m.Locale)
+		for _, upstream := range slices.Sorted(maps.Keys(m.Provided)) {
+			text += fmt.Sprintf("Through %s: its template %s, in place of what follows\n", upstream, m.Provided[upstream].Template)
+		}
+		text += fmt.Sprintf("From: %s\nSubject: %s\n\n%s", m.From, m.Subject, m.Text)
 	}
 	_, err := fmt.Fprint(a.out, text)
 	return err

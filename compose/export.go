@@ -56,10 +56,11 @@ func quote(s string) string {
 
 // Listed is one template for who wants to know which there are.
 type Listed struct {
-	Type    string   `json:"type"`
-	Locale  string   `json:"locale"`
-	Subject string   `json:"subject"`
-	Files   []string `json:"files"` // none for a built-in template
+	Type    string            `json:"type"`
+	Locale  string            `json:"locale"`
+	Subject string            `json:"subject"`
+	Files   []string          `json:"files"`              // none for a built-in template
+	Kept    map[string]string `json:"upstream,omitempty"` // the templates of upstreams that are used instead, by upstream
 }
 
 // List returns all templates, by type and language.
@@ -69,7 +70,14 @@ func (t *Templates) List() []Listed {
 		f := t.types[name]
 		for _, tag := range f.order {
 			in := f.byLocale[tag]
-			all = append(all, Listed{name, tag.String(), in.subject.String(), append([]string{}, in.files...)})
+			l := Listed{Type: name, Locale: tag.String(), Subject: in.subject.String(), Files: append([]string{}, in.files...)}
+			for upstream, p := range in.upstream {
+				if l.Kept == nil {
+					l.Kept = map[string]string{}
+				}
+				l.Kept[upstream] = p.name
+			}
+			all = append(all, l)
 		}
 	}
 	return all

@@ -28,7 +28,7 @@ const (
 // Finding is the result of one check.
 type Finding struct {
 	Level   Level  `json:"level"`
-	Check   string `json:"check"`          // listener, certificate, client ca, password, egress, dkim key, database, dkim record, upstream
+	Check   string `json:"check"`          // listener, certificate, client ca, password, egress, dkim key, database, dkim record, upstream, template
 	Subject string `json:"subject"`        // what was looked at: a name in the config or in DNS
 	Text    string `json:"text"`           // what was found
 	Hint    string `json:"hint,omitempty"` // what to do about it
@@ -57,13 +57,14 @@ func Run(ctx context.Context, cfg *config.Config, o Options) []Finding {
 	if o.Resolver == nil {
 		return found
 	}
-	var base, records, logins []Finding
+	var base, records, logins, templates []Finding
 	var wg sync.WaitGroup
 	wg.Go(func() { base = database(ctx, cfg) })
 	wg.Go(func() { records = publishedRecords(ctx, cfg, o.Resolver) })
 	wg.Go(func() { logins = Logins(ctx, cfg) })
+	wg.Go(func() { templates = Templates(ctx, cfg) })
 	wg.Wait()
-	return slices.Concat(found, base, records, logins)
+	return slices.Concat(found, base, records, logins, templates)
 }
 
 // egresses checks that every source address is on this host.

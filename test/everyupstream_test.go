@@ -56,7 +56,6 @@ func newWays(t *testing.T, dkim string, types ...string) *ways {
 	w := &ways{newHooks(t), map[string]*upstreamtest.Service{}}
 	w.write("key", "AKIDEXAMPLE\n")
 	w.write("webhook", "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3\n")
-	streams := ""
 	for _, name := range types {
 		section := wayTypes[name].section
 		switch name {
@@ -89,11 +88,10 @@ recipient_limit = "none"
 client_limit    = "none"
 network_limit   = "none"
 `))
-		streams += ", \"" + name + "\""
 	}
 	w.write("ways.token", "a-token-for-every-way-there-is\n")
 	w.configure("clients = [\"web\", ", "clients = [\"ways\", \"web\", ")
-	w.addConfig("[client.ways]\nnetworks = [\"127.0.0.0/24\"]\ntoken_files = [\"ways.token\"]\nstreams = [" + streams[2:] + "]\n")
+	w.addConfig("[client.ways]\nnetworks = [\"127.0.0.0/24\"]\ntoken_files = [\"ways.token\"]\nstreams = [\"" + strings.Join(types, "\", \"") + "\"]\n")
 	return w
 }
 
@@ -315,14 +313,14 @@ func readProvided(t *testing.T, through string, r upstreamtest.Request) (p provi
 func newKeepers(t *testing.T) *ways {
 	t.Helper()
 	w := newWays(t, "dkim = \"none\"", keepers...)
-	about := ""
+	var about strings.Builder
 	for _, name := range keepers {
-		about += fmt.Sprintf("[upstream.%s]\ntemplate = \"d-sign-in\"\nvariables = { greeting = \"Hi {{ organization.name }}\" }\n", name)
+		fmt.Fprintf(&about, "[upstream.%s]\ntemplate = \"d-sign-in\"\nvariables = { greeting = \"Hi {{ organization.name }}\" }\n", name)
 	}
 	if err := os.MkdirAll(filepath.Join(w.dir, "templates", "SignIn"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	w.write("templates/SignIn/en.toml", about)
+	w.write("templates/SignIn/en.toml", about.String())
 	w.addConfig("[templates]\ndir = \"templates\"\n")
 	return w
 }

@@ -44,6 +44,8 @@ type keeper interface {
 	// provided makes the request for e's one recipient that names the template e.Provided. What else the mail has, its
 	// sender and its header, is in wire. Errors are those of calls.
 	provided(e message.Envelope, wire net.Buffers) (call, error)
+	// keeps reads whether there is a template of that name. Its errors are check's.
+	keeps(ctx context.Context, do doer, template string) (bool, error)
 }
 
 // acquaintance is a service that says only in a check call whether it delivers mail at all. It is asked once before its
@@ -106,6 +108,12 @@ type Checker interface {
 	// Check logs in from the egress and reads what the account may. Its error is *Paused; ErrUnproven where the service
 	// knows the credentials, but does not let them read anything; or ctx's.
 	Check(ctx context.Context) (Account, error)
+}
+
+// TemplateKeeper is an Upstream whose service may keep templates that mail can be made of.
+type TemplateKeeper interface {
+	// Keeps reads whether the service has a template of that name. Its errors are those of Checker.
+	Keeps(ctx context.Context, template string) (bool, error)
 }
 
 // ErrUnproven is Check's error where only a mail can show whether the account works: its credentials may send but not
@@ -217,6 +225,20 @@ func (u *apiUpstream) Check(ctx context.Context) (Account, error) {
 	a, err := u.service.check(ctx, u.get)
 	a.Local = local
 	return a, err
+}
+
+// Keeps implements TemplateKeeper.
+func (u *apiUpstream) Keeps(ctx context.Context, template string) (bool, error) {
+	k, ok := u.service.(keeper)
+	if !ok {
+		return false, nil
+	}
+	u.lines.use()
+	defer u.lines.leave()
+	if _, err := u.lines.ready(ctx); err != nil {
+		return false, err
+	}
+	return k.keeps(ctx, u.get, template)
 }
 
 // get is the doer of check calls. Its error is *Paused, or ctx's.

@@ -278,6 +278,26 @@ func (m *mailgun) check(ctx context.Context, do doer) (Account, error) {
 	return Account{}, pausedFor(m.verdict(a, mailgunWords(a)))
 }
 
+// keeps implements keeper. A sending key may not read templates.
+func (m *mailgun) keeps(ctx context.Context, do doer, template string) (bool, error) {
+	key, err := m.cfg.APIKey.Read()
+	if err != nil {
+		return false, &Paused{Verdict: upstreamDown(message.Unauthorised, err.Error())}
+	}
+	a, err := m.get(ctx, do, http.MethodGet, "/v3/"+url.PathEscape(m.cfg.Domain)+"/templates/"+url.PathEscape(template), key)
+	switch {
+	case err != nil:
+		return false, err
+	case a.status == http.StatusUnauthorized, a.status == http.StatusForbidden:
+		return false, ErrUnproven
+	case a.status == http.StatusNotFound:
+		return false, nil
+	case !a.ok():
+		return false, pausedFor(m.verdict(a, mailgunWords(a)))
+	}
+	return true, nil
+}
+
 // get makes a request that brings nothing.
 func (m *mailgun) get(ctx context.Context, do doer, method, path, key string) (answer, error) {
 	req, err := http.NewRequestWithContext(ctx, method, m.endpoint()+path, nil)

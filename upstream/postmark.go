@@ -424,6 +424,29 @@ func (s *postmark) get(ctx context.Context, do doer, token, path string) (answer
 	return do(req)
 }
 
+// keeps implements keeper. 1101 says that there is no such template.
+func (s *postmark) keeps(ctx context.Context, do doer, template string) (bool, error) {
+	token, err := s.token()
+	if err != nil {
+		return false, &Paused{Verdict: upstreamDown(message.Unauthorised, err.Error())}
+	}
+	if token == config.PostmarkTestToken {
+		return false, ErrUnproven
+	}
+	a, err := s.get(ctx, do, token, "/templates/"+url.PathEscape(template))
+	var said postmarkSaid
+	a.decode(&said)
+	switch {
+	case err != nil:
+		return false, err
+	case said.ErrorCode == 1101 || a.status == http.StatusNotFound:
+		return false, nil
+	case !a.ok():
+		return false, s.paused(a, said)
+	}
+	return true, nil
+}
+
 // paused makes of an answer what it means for the account: no mail was concerned.
 func (s *postmark) paused(a answer, said postmarkSaid) *Paused {
 	v := s.verdict(a, said)

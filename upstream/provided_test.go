@@ -27,6 +27,7 @@ type keeperType struct {
 var keeperTypes = map[string]keeperType{
 	"ses": {sesHost, sesConfig, "https://email.eu-central-1.amazonaws.com", upstreamtest.Reply{Body: `{"MessageId":"0107-template"}`}, "sign-in", `"Raw"`, map[string]upstreamtest.Reply{
 		"no such template":          sesSays(404, "NotFoundException", "Template sign-in does not exist."),
+		"a key for raw mail only":   sesSays(403, "AccessDeniedException", "User is not authorized to perform ses:SendTemplatedEmail on resource"),
 		"no such template, in v1":   sesSays(400, "TemplateDoesNotExistException", "Template sign-in does not exist."),
 		"a variable that is wanted": sesSays(400, "BadRequestException", "Template rendering data is missing: name"),
 	}},
@@ -177,5 +178,39 @@ func TestUpstreamsThatKeepNoTemplatesAreSentOurWords(t *testing.T) {
 	u := newWebhook(t, webhookConfig(t, s, "raw"))
 	if v := handOver(t, u, signInWith("sign-in"), templated)[0]; v.Class != message.Accepted || v.Alarm != "" || u.Traits().Templates || string(s.Wait(1)[0].Body) != templated {
 		t.Errorf("verdict %+v", v)
+	}
+}
+
+func TestAServiceIsAskedWhetherItKeepsATemplateAndNothingIsSent(t *testing.T) {
+	words := map[string]map[string]upstreamtest.Reply{
+		"ses": {"there": {Body: `{"TemplateName":"a b","TemplateContent":{"Subject":"x"}}`}, "gone": sesSays(404, "NotFoundException", "x"),
+			"closed": sesSays(403, "AccessDeniedException", "x"), "down": sesSays(500, "InternalFailure", "x")},
+		"mailgun":  {"there": {Body: `{"template":{"name":"a b"}}`}, "gone": mailgunSays(404, "template not found"), "closed": {Status: 401, Body: "Forbidden"}, "down": mailgunSays(500, "x")},
+		"sendgrid": {"there": {Body: `{"id":"a b","generation":"dynamic"}`}, "gone": sendgridSays(404, "", "not found"), "closed": sendgridSays(403, "", "access forbidden"), "down": sendgridSays(500, "", "x")},
+		"postmark": {"there": {Body: `{"TemplateId":1,"Alias":"a b","Active":true}`}, "gone": postmarkSays(422, 1101, "x"), "closed": {}, "down": postmarkSays(500, 0, "x")},
+	}
+	for name, k := range keeperTypes {
+		for how, reply := range words[name] {
+			t.Run(name+", "+how, func(t *testing.T) {
+				k.host = func(upstreamtest.Request) upstreamtest.Reply { return reply }
+				u, s := k.open(t, func(c *config.Upstream) {
+					if name == "postmark" && how == "closed" {
+						c.ServerToken = secretFile(t, config.PostmarkTestToken)
+					}
+				})
+				there, err := u.(upstream.TemplateKeeper).Keeps(t.Context(), "a b")
+				if there != (how == "there") || (err != nil) != (how == "closed" || how == "down") || errors.Is(err, upstream.ErrUnproven) != (how == "closed") {
+					t.Errorf("Keeps: %v, %v", there, err)
+				}
+				if how == "down" {
+					wantClass(t, err, message.Temporary)
+				}
+				for _, r := range s.All() {
+					if r.Method != "GET" || !strings.HasSuffix(r.Path, "/templates/a%20b") || strings.Contains(r.Path, "secret") {
+						t.Errorf("it was asked %s %s", r.Method, r.Path)
+					}
+				}
+			})
+		}
 	}
 }

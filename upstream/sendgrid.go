@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -423,18 +424,39 @@ func sendgridReset(header string, after time.Duration, now time.Time) time.Durat
 	return min(max(time.Unix(at, 0).Sub(now), 0), maxRetryAfter)
 }
 
-// check reads what the key may do.
-func (s *sendgrid) check(ctx context.Context, do doer) (Account, error) {
+// get reads something of the account. Its error is *Paused, or do's.
+func (s *sendgrid) get(ctx context.Context, do doer, path string) (answer, error) {
 	key, err := s.cfg.APIKey.Read()
 	if err != nil {
-		return Account{}, &Paused{Verdict: upstreamDown(message.Unauthorised, err.Error())}
+		return answer{}, &Paused{Verdict: upstreamDown(message.Unauthorised, err.Error())}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.endpoint()+"/v3/scopes", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.endpoint()+path, nil)
 	if err != nil {
-		return Account{}, err
+		return answer{}, err
 	}
 	req.Header.Set("Authorization", "Bearer "+key)
-	a, err := do(req)
+	return do(req)
+}
+
+// keeps implements keeper.
+func (s *sendgrid) keeps(ctx context.Context, do doer, template string) (bool, error) {
+	a, err := s.get(ctx, do, "/v3/templates/"+url.PathEscape(template))
+	switch {
+	case err != nil:
+		return false, err
+	case a.status == http.StatusUnauthorized, a.status == http.StatusForbidden: // the scope templates.read is not needed to send
+		return false, ErrUnproven
+	case a.status == http.StatusNotFound:
+		return false, nil
+	case !a.ok():
+		return false, pausedFor(a.verdict(""))
+	}
+	return true, nil
+}
+
+// check reads what the key may do.
+func (s *sendgrid) check(ctx context.Context, do doer) (Account, error) {
+	a, err := s.get(ctx, do, "/v3/scopes")
 	if err != nil {
 		return Account{}, err
 	}

@@ -114,8 +114,9 @@ func (s *ses) call(in *sesv2.SendEmailInput, to []int, creds aws.CredentialsProv
 	}
 }
 
-// provided implements keeper. SES makes Message-ID and Date itself, and says that it does not know a template in the same
-// way as it does of a configuration set: in doubt it is the template, and the mail goes without.
+// provided implements keeper. SES makes Message-ID and Date itself. That a template is not there it says as it does of a
+// configuration set, and templates need a permission of their own (ses:SendTemplatedEmail): in doubt it is the template, and
+// the mail goes without.
 func (s *ses) provided(e message.Envelope, wire net.Buffers) (call, error) {
 	creds, err := s.credentials()
 	if err != nil {
@@ -139,7 +140,9 @@ func (s *ses) provided(e message.Envelope, wire net.Buffers) (call, error) {
 	c := s.call(in, []int{0}, creds)
 	c.meaning = func(a answer) []message.Verdict {
 		var said sesSaid
-		if a.decode(&said); sesError(a, said) == "NotFoundException" {
+		a.decode(&said)
+		switch sesError(a, said) {
+		case "NotFoundException", "AccessDenied", "AccessDeniedException":
 			return []message.Verdict{a.as(message.Permanent, message.ScopeMessage, "5.6.0", said.Message)}
 		}
 		return []message.Verdict{sesVerdict(a, e.To, time.Now())}
@@ -283,25 +286,51 @@ func sesUnauthorised(a answer, said sesSaid, now time.Time) message.Verdict {
 }
 
 // check reads the account. The permission for that, ses:GetAccount, is not needed to send.
-func (s *ses) check(ctx context.Context, do doer) (Account, error) {
+func (s *ses) check(ctx context.Context, do doer) (acc Account, err error) {
+	_, err = s.read(ctx, do, func(options func(*sesv2.Options)) error {
+		out, err := s.client.GetAccount(ctx, &sesv2.GetAccountInput{}, options)
+		if err == nil {
+			acc = sesAccount(out)
+		}
+		return err
+	})
+	return acc, err
+}
+
+// keeps implements keeper. The permission for that, ses:GetEmailTemplate, is not needed to send.
+func (s *ses) keeps(ctx context.Context, do doer, template string) (bool, error) {
+	name, err := s.read(ctx, do, func(options func(*sesv2.Options)) error {
+		_, err := s.client.GetEmailTemplate(ctx, &sesv2.GetEmailTemplateInput{TemplateName: &template}, options)
+		return err
+	})
+	if name == "NotFoundException" {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// read makes a request that sends nothing, and returns the name of SES's error with what that means for the account:
+// ErrUnproven where the credentials may not read, or *Paused.
+func (s *ses) read(ctx context.Context, do doer, request func(options func(*sesv2.Options)) error) (name string, err error) {
 	creds, err := s.credentials()
 	if err != nil {
-		return Account{}, &Paused{Verdict: upstreamDown(message.Unauthorised, err.Error())}
+		return "", &Paused{Verdict: upstreamDown(message.Unauthorised, err.Error())}
 	}
 	r := &reader{do: do}
-	out, err := s.client.GetAccount(ctx, &sesv2.GetAccountInput{}, func(o *sesv2.Options) { o.HTTPClient, o.Credentials = r, creds })
+	err = request(func(o *sesv2.Options) { o.HTTPClient, o.Credentials = r, creds })
 	switch {
 	case err == nil:
-		return sesAccount(out), nil
+		return "", nil
 	case r.answer == nil:
-		return Account{}, unread(ctx, err)
+		return "", unread(ctx, err)
 	}
 	var said sesSaid
 	r.answer.decode(&said)
-	if name := sesError(*r.answer, said); name == "AccessDenied" || name == "AccessDeniedException" {
-		return Account{}, ErrUnproven
+	name = sesError(*r.answer, said)
+	if name == "AccessDenied" || name == "AccessDeniedException" {
+		return name, ErrUnproven
 	}
-	return Account{}, pausedFor(sesVerdict(*r.answer, nil, time.Now()))
+	return name, pausedFor(sesVerdict(*r.answer, nil, time.Now()))
 }
 
 // unread is the error of a check call that was not answered.
