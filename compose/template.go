@@ -23,6 +23,11 @@ func (l *loader) template(kind Type, tag language.Tag, s *source) *template {
 		t.text = cut(s.text.content)
 	}
 	t.upstream = providers(s.about.upstream)
+	if s.linked != nil {
+		linked := *t
+		linked.html, linked.text = l.markup(s.linked.html, t.preview), cut(s.linked.text.content)
+		t.linked = &linked
+	}
 	if len(s.files) > 0 {
 		l.check(kind, t, s)
 	}

@@ -86,6 +86,9 @@ func TestSupabasesTokensBecomeCodesAndLinks(t *testing.T) {
 	if m := parse(t, "supabase", supabaseBody("reauthentication", `,"token":"1","token_hash":""`))[0]; text(m.Variables, "link") != "" {
 		t.Errorf("a link was made of nothing: %+v", m)
 	}
+	if m := parse(t, "supabase", supabaseBody("reauthentication", `,"token":"1","token_hash":"7d5b"`))[0]; text(m.Variables, "link") != "" {
+		t.Errorf("a code that is for no link got one: %+v", m)
+	}
 	m = parse(t, "supabase", supabaseBody("password_changed_notification", ""))[0]
 	if m.Purpose != "notice" || m.TTL != 24*time.Hour || m.Variables == nil || !strings.Contains(m.Rendered.Text, "password") {
 		t.Errorf("a notice became %+v", m)

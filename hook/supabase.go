@@ -111,7 +111,7 @@ func (s supabase) mail(r *supabaseRequest, field, to, codeField, code, hash stri
 		return m, invalid("email_data."+codeField, "is missing")
 	}
 	m.Variables = map[string]any{"code": code, "email": m.To.String(), "user": r.person()}
-	if hash != "" {
+	if hash != "" && r.Data.Action != "reauthentication" { // whose code is not for a link
 		m.Variables["link"] = s.link(hash, linkType(r.Data.Action), r.Data.RedirectTo)
 	}
 	m.Locales = r.locales()
