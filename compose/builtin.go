@@ -14,6 +14,7 @@ import (
 	"golang.org/x/text/language"
 
 	"gatepost/config"
+	"gatepost/letter"
 )
 
 // The built-in templates are made of one layout and a file of strings for each language. Layouts are Go templates in [[ ]],
@@ -168,7 +169,7 @@ func makeSource(layouts *texttemplate.Template, w *wording, t Type, locale strin
 	}
 	return &source{
 		html:  document{content: markup.String()},
-		text:  document{content: closeUp(text.String())},
+		text:  document{content: letter.CloseUp(text.String())},
 		about: settings{subject: entry{p.Subject, 0}, preheader: entry{preview, 0}},
 	}, nil
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/text/language"
 
 	"gatepost/config"
+	"gatepost/letter"
 	"gatepost/message"
 )
 
@@ -133,8 +134,8 @@ func (t *Templates) Rendered(r Request, subject, text, html string) (*Mail, erro
 	}
 	if m.Text == "" {
 		var err error
-		if m.Text, err = textOf(m.HTML); err != nil {
-			return nil, err
+		if m.Text, err = letter.TextOf(m.HTML); err != nil {
+			return nil, bad("", "%v", err)
 		}
 	}
 	if err := t.write(m, &template{}, nil, &r); err != nil {
@@ -183,8 +184,8 @@ func (t *Templates) fill(m *Mail, from *template, v *values) error {
 	}
 	if from.text != nil {
 		m.Text, err = from.text.body(v)
-	} else {
-		m.Text, err = textOf(m.HTML)
+	} else if m.Text, err = letter.TextOf(m.HTML); err != nil {
+		err = bad("", "%v", err)
 	}
 	if err != nil {
 		return err

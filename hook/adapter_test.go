@@ -47,18 +47,18 @@ func TestLogtosRequestsBecomeMailOfTheirTypeAndLanguage(t *testing.T) {
 
 func TestZitadelsTextsGetAFormAndAreEscaped(t *testing.T) {
 	const request = `{"contextInfo":{"eventType":%q,"recipientEmailAddress":"kim@example.net"},
-		"templateData":{"title":"T<script>","preHeader":"P","subject":"S\r\nBcc: x@example.net","greeting":"Hi \"K\"","text":"Use 123456\n<b>now</b>",
+		"templateData":{"title":"T&lt;script&gt;","preHeader":"P","subject":"S\r\nBcc: x@example.net","greeting":"Hi \"K\"","text":"Use 123456<br/>\n<b>now</b> O&#39;Brien &amp; &lt;b&gt;",
 		"url":%q,"buttonText":"Go","primaryColor":"red;}","fontColor":"#333","footerText":"F"},"args":{"code":"123456"}}`
-	m := parse(t, "zitadel", fmt.Sprintf(request, "user.human.password.code.added", "https://login.example.com/?a=1&b=2"))[0]
+	m := parse(t, "zitadel", fmt.Sprintf(request, "user.human.password.code.added", "https://login.example.com/?a=1&amp;b=2"))[0]
 	r := m.Rendered
 	if m.Type != "ForgotPassword" || m.Purpose != "code" || m.TTL != 10*time.Minute || r.Subject != "S Bcc: x@example.net" {
 		t.Errorf("got %+v, %+v", m, r)
 	}
-	if strings.Contains(r.HTML, "<script>") || strings.Contains(r.HTML, "<b>now") || strings.Contains(r.HTML, "red;") ||
-		!strings.Contains(r.HTML, `href="https://login.example.com/?a=1&amp;b=2"`) {
+	if strings.Contains(r.HTML, "<script>") || strings.Contains(r.HTML, "<b>") || strings.Contains(r.HTML, "red;") ||
+		!strings.Contains(r.HTML, "<p>now O&#39;Brien &amp; &lt;b&gt;</p>") || !strings.Contains(r.HTML, `href="https://login.example.com/?a=1&amp;b=2"`) {
 		t.Errorf("the form lets things through:\n%s", r.HTML)
 	}
-	if !strings.Contains(r.Text, "Use 123456\n<b>now</b>\n\nhttps://login.example.com/?a=1&b=2") {
+	if !strings.Contains(r.Text, "Use 123456\n\nnow O'Brien & <b>\n\nhttps://login.example.com/?a=1&b=2") {
 		t.Errorf("the text is %q", r.Text)
 	}
 	for event, want := range map[string]string{"user.human.initialization.code.added": "invitation", "user.human.invite.code.added": "invitation",
