@@ -127,6 +127,9 @@ func TestEveryBuiltInTemplateIsAMailThatPolicyTakes(t *testing.T) {
 // checkWire holds raw against RFC 5322 and our own promises: 7-bit, lines within bounds, each field once.
 func checkWire(t testing.TB, name string, raw []byte) {
 	t.Helper()
+	if bytes.Contains(raw, []byte("Subject:\r\n")) {
+		t.Errorf("%s: the subject begins with an empty line", name)
+	}
 	for line := range strings.SplitSeq(string(raw), "\r\n") {
 		if len(line) > 78 {
 			t.Errorf("%s: a line of %d octets: %s", name, len(line), line)

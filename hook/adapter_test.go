@@ -45,6 +45,26 @@ func TestLogtosRequestsBecomeMailOfTheirTypeAndLanguage(t *testing.T) {
 	}
 }
 
+func TestLanguagesAreReadAsCallersWriteThem(t *testing.T) {
+	for text, want := range map[string]string{
+		"ja":                          "ja",
+		"fr, ja":                      "fr ja",
+		"fr-CA,ja":                    "fr-CA ja",
+		"fr-CH;q=0.9, ja;q=0.8, *":    "fr-CH ja",
+		"ja_JP.UTF-8 ca_ES@valencia":  "ja-JP ca-ES",
+		"zz !! ../../ja en/../ko":     "zz",
+		strings.Repeat("xx ", 50):     "xx",
+		"\tko\n":                      "ko",
+		"a b c d e f g h i j k l":     "a b c d e f g h i j",
+		strings.Repeat("j", 36) + " ": "",
+		";q=1 .x @y":                  "",
+	} {
+		if got := strings.Join(locales(text), " "); got != want {
+			t.Errorf("%q is read as %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestZitadelsTextsGetAFormAndAreEscaped(t *testing.T) {
 	const request = `{"contextInfo":{"eventType":%q,"recipientEmailAddress":"kim@example.net"},
 		"templateData":{"title":"T&lt;script&gt;","preHeader":"P","subject":"S\r\nBcc: x@example.net","greeting":"Hi \"K\"","text":"Use 123456<br/>\n<b>now</b> O&#39;Brien &amp; &lt;b&gt;",
