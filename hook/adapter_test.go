@@ -67,7 +67,7 @@ func TestLanguagesAreReadAsCallersWriteThem(t *testing.T) {
 
 func TestZitadelsTextsGetAFormAndAreEscaped(t *testing.T) {
 	const request = `{"contextInfo":{"eventType":%q,"recipientEmailAddress":"kim@example.net"},
-		"templateData":{"title":"T&lt;script&gt;","preHeader":"P","subject":"S\r\nBcc: x@example.net","greeting":"Hi \"K\"","text":"Use 123456<br/>\n<b>now</b> O&#39;Brien &amp; &lt;b&gt;",
+		"templateData":{"title":"T&lt;script&gt;","preHeader":"P","subject":"S\r\nBcc: x@example.net","greeting":"Hi \"K\u202e\"","text":"Use 123456<br/>\n<b>now</b> O&#39;Brien &amp; &lt;b&gt;",
 		"url":%q,"buttonText":"Go","primaryColor":"red;}","fontColor":"#333","footerText":"F"},"args":{"code":"123456"}}`
 	m := parse(t, "zitadel", fmt.Sprintf(request, "user.human.password.code.added", "https://login.example.com/?a=1&amp;b=2"))[0]
 	r := m.Rendered
@@ -78,7 +78,7 @@ func TestZitadelsTextsGetAFormAndAreEscaped(t *testing.T) {
 		!strings.Contains(r.HTML, "<p>now O&#39;Brien &amp; &lt;b&gt;</p>") || !strings.Contains(r.HTML, `href="https://login.example.com/?a=1&amp;b=2"`) {
 		t.Errorf("the form lets things through:\n%s", r.HTML)
 	}
-	if !strings.Contains(r.Text, "Use 123456\n\nnow O'Brien & <b>\n\nhttps://login.example.com/?a=1&b=2") {
+	if !strings.Contains(r.Text, "Hi \"K\"\n\nUse 123456\n\nnow O'Brien & <b>\n\nhttps://login.example.com/?a=1&b=2") {
 		t.Errorf("the text is %q", r.Text)
 	}
 	for event, want := range map[string]string{"user.human.initialization.code.added": "invitation", "user.human.invite.code.added": "invitation",
@@ -110,7 +110,7 @@ func TestSupabasesTokensBecomeCodesAndLinks(t *testing.T) {
 		t.Errorf("a code that is for no link got one: %+v", m)
 	}
 	m = parse(t, "supabase", supabaseBody("password_changed_notification", ""))[0]
-	if m.Purpose != "notice" || m.TTL != 24*time.Hour || m.Variables == nil || !strings.Contains(m.Rendered.Text, "password") {
+	if m.Purpose != "notice" || m.TTL != 24*time.Hour || m.Variables == nil || !strings.Contains(m.Rendered.Text, "password") || m.Rendered.Language != "en" || m.Locales[0] != "ja" {
 		t.Errorf("a notice became %+v", m)
 	}
 	m = parse(t, "supabase", supabaseBody("email_changed_notification", `,"old_email":"older@example.net"`))[0]
@@ -147,7 +147,7 @@ func TestAnEmailChangeAtSupabaseIsOneMailForEachAddressWithItsOwnToken(t *testin
 func TestKratosMailIsTakenRenderedOrByItsCode(t *testing.T) {
 	m := parse(t, "kratos", `{"recipient":"a@example.net","template_type":"recovery_code_valid","to":"a@example.net","recovery_code":"123456","recovery_url":null,
 		"verification_url":null,"verification_code":null,"subject":"Recover","body":"Use 123456","html_body":"<p>123456</p>"}`)[0]
-	if m.Type != "ForgotPassword" || m.TTL != 10*time.Minute || *m.Rendered != (Rendered{"Recover", "Use 123456", "<p>123456</p>"}) {
+	if m.Type != "ForgotPassword" || m.TTL != 10*time.Minute || *m.Rendered != (Rendered{Subject: "Recover", Text: "Use 123456", HTML: "<p>123456</p>"}) {
 		t.Errorf("got %+v, %+v", m, m.Rendered)
 	}
 	m = parse(t, "kratos", `{"recipient":"a@example.net","template_type":"login_code_valid","template_data":{"login_code":"654321","identity":{"traits":{"locale":"de"}}}}`)[0]

@@ -55,7 +55,11 @@ func (f *form) plain() error {
 		if err != nil {
 			return invalid("templateData", "cannot be read as HTML")
 		}
-		*s = strings.TrimSuffix(text, "\n")
+		all := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+		for i, line := range all {
+			all[i] = clean(line, len(line))
+		}
+		*s = strings.Join(all, "\n")
 	}
 	f.URL = unescapeArgs.Replace(f.URL)
 	return nil

@@ -35,9 +35,10 @@ type Mail struct {
 
 // Rendered is a mail whose words the request brings along. Text or HTML may be "", not both.
 type Rendered struct {
-	Subject string
-	Text    string
-	HTML    string
+	Language string // tag of what the words are in; "" where nobody says; untrusted
+	Subject  string
+	Text     string
+	HTML     string
 }
 
 // Invalid is a request that makes no sense.

@@ -170,6 +170,7 @@ func (s supabase) notice(r *supabaseRequest) ([]Mail, error) {
 	}
 	f := form{Subject: strings.TrimSuffix(what, "."), Title: strings.TrimSuffix(what, "."), Text: what + "\nIf this was not you, contact support at once."}
 	m := Mail{To: a, Rendered: f.render()}
+	m.Rendered.Language = "en"
 	m.of(noticeType)
 	m.Type, m.Variables = clean(r.Data.Action, maxType), map[string]any{"email": a.String(), "user": r.person()}
 	m.Locales = r.locales()
