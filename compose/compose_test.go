@@ -445,6 +445,17 @@ func TestALinkBesideACodeIsShownInEachLanguage(t *testing.T) {
 	}
 }
 
+func TestAReplyToMayBeTheReadersOwnAddressAndNoValueOfItStopsACode(t *testing.T) {
+	all := load(t, map[string]string{"SignIn/en.toml": "reply_to = '{{ user.primaryEmail }}'"})
+	for value, want := range map[string]string{"kim@example.net": "<kim@example.net>", "": "", "kim": "", "a@b.example, c@d.example": "", "x\r\nBcc: y@z.example": ""} {
+		m := render(t, all, request("SignIn", map[string]any{"code": "1", "user": map[string]any{"primaryEmail": value}}))
+		msg, err := mail.ReadMessage(bytes.NewReader(m.Raw))
+		if err != nil || msg.Header.Get("Reply-To") != want {
+			t.Errorf("%q became %q, %v", value, msg.Header.Get("Reply-To"), err)
+		}
+	}
+}
+
 func TestATemplateOfOnesOwnTakesTheLinkBesideACodeWhereItNamesIt(t *testing.T) {
 	variables := map[string]any{"code": "607596", "link": "https://app.example.com/x"}
 	own := load(t, map[string]string{"SignIn/en.txt": "Use {{ code }}.\n"})

@@ -88,8 +88,12 @@ func (t *Templates) mailboxes(from *template, v *values, r *Request) (author, re
 	if author == nil {
 		return nil, nil, bad("from", "has no address")
 	}
-	if replies, err = parseMailbox(r.ReplyTo, "reply_to"); err == nil {
-		replies, err = from.replyTo.mailbox(v, "reply_to", replies)
+	if replies, err = parseMailbox(r.ReplyTo, "reply_to"); err != nil {
+		return nil, nil, err
+	}
+	replies, err = from.replyTo.mailbox(v, "reply_to", replies)
+	if r.ReplyTo == "" {
+		err = nil // a value that is no address is no reason to refuse a code
 	}
 	return author, replies, err
 }

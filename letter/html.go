@@ -108,6 +108,7 @@ func (w *textWriter) link(n *nethtml.Node) {
 		to = ": " + to
 	}
 	w.text(to)
+	w.space = true // what follows is no part of it
 }
 
 // text writes s, with white space as HTML has it.
