@@ -86,7 +86,7 @@ func (f form) text() string {
 // page is how a form looks. Everything in it is escaped for where it stands; Link was checked before.
 var page = template.Must(template.New("page").Parse(`<!doctype html>
 <html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{.Subject}}</title></head>
-<body style="margin:0;padding:24px 12px;background:{{.Background}};color:{{.Font}};font-family:-apple-system,'Segoe UI',Roboto,Arial,sans-serif;font-size:16px;line-height:1.5">
+<body style="margin:0;padding:24px 12px;background:{{.Background}};color:{{.Font}};font-family:-apple-system,'Segoe UI',Roboto,Arial,sans-serif;font-size:16px;line-height:1.5;overflow-wrap:anywhere;word-break:break-word">
 {{with .PreHeader}}<div style="display:none;max-height:0;overflow:hidden">{{.}}</div>
 {{end}}<table role="presentation" width="100%" style="max-width:560px;margin:0 auto"><tr><td>
 {{with .Title}}<h1 style="font-size:22px;line-height:1.3">{{.}}</h1>
