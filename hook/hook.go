@@ -60,8 +60,8 @@ func invalid(field, format string, a ...any) error {
 
 // Adapter is one kind of caller.
 type Adapter interface {
-	// Verify returns nil if the body was signed, with one of the keys and in time; ErrSignature if not. It is not called
-	// where requests are not signed.
+	// Verify returns nil if the body was signed, with one of the keys and in time; an error that wraps
+	// ErrSignature if not. It is not called where requests are not signed.
 	Verify(h http.Header, body []byte, keys []string, now time.Time) error
 	// Parse reads the mails that a body orders, one at least. Its errors are *Invalid.
 	Parse(body []byte) ([]Mail, error)
