@@ -2,9 +2,11 @@ package compose
 
 import (
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	texttemplate "text/template"
 
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/text/language"
 
 	"gatepost/config"
+	"gatepost/letter"
 )
 
 // The built-in templates are made of one layout and a file of strings for each language. Layouts are Go templates in [[ ]],
@@ -22,8 +25,8 @@ var builtin embed.FS
 
 // wording is what a language says in all types, and in each.
 type wording struct {
-	Expires, Keep, Ignore, Button, Fallback string
-	Type                                    map[string]typeWording
+	Expires, Keep, Ignore, Button, Fallback, Or, Continue string
+	Type                                                  map[string]typeWording
 }
 
 // Note says how long a code is good for and that it is nobody else's.
@@ -43,7 +46,9 @@ type page struct {
 	Lang                string
 	Strings             *wording
 	Invitation          bool
-	Name, Logo, Company bool // the brand has them
+	Link                bool   // there is one beside the code
+	Button              string // what the link's says
+	Name, Logo, Company bool   // the brand has them
 	Font                string
 	Color, OnColor      string
 	Light, Dark         scheme
@@ -93,9 +98,14 @@ func (l *loader) builtInLocale(layouts *texttemplate.Template, file, locale stri
 		return err
 	}
 	for _, t := range types {
-		s, err := makeSource(layouts, w, t, locale, l.settings)
+		s, err := makeSource(layouts, w, t, locale, l.settings, false)
 		if err != nil {
 			return err
+		}
+		if t.Needs == "code" {
+			if s.linked, err = makeSource(layouts, w, t, locale, l.settings, true); err != nil {
+				return err
+			}
 		}
 		if l.sources[t.Name] == nil {
 			l.sources[t.Name] = map[language.Tag]*source{}
@@ -115,6 +125,9 @@ func readWording(file string) (*wording, error) {
 	if _, err := toml.Decode(string(data), w); err != nil {
 		return nil, err
 	}
+	if slices.Contains([]string{w.Expires, w.Keep, w.Ignore, w.Button, w.Fallback, w.Or, w.Continue}, "") {
+		return nil, errors.New("it lacks a string that all types share")
+	}
 	var m map[string]toml.Primitive
 	md, err := toml.Decode(string(data), &m)
 	if err != nil {
@@ -133,11 +146,15 @@ func readWording(file string) (*wording, error) {
 	return w, nil
 }
 
-func makeSource(layouts *texttemplate.Template, w *wording, t Type, locale string, s config.Templates) (*source, error) {
+// makeSource makes the template of a type in one language. link gives a code a link beside it.
+func makeSource(layouts *texttemplate.Template, w *wording, t Type, locale string, s config.Templates, link bool) (*source, error) {
 	p := page{
-		typeWording: w.Type[t.Name], Lang: locale, Strings: w, Invitation: t.Needs == "link",
+		typeWording: w.Type[t.Name], Lang: locale, Strings: w, Invitation: t.Needs == "link", Link: link, Button: w.Continue,
 		Name: s.SenderName != "", Logo: s.AppLogo != "", Company: s.CompanyInformation != "",
 		Font: fonts(locale), Color: s.Color, OnColor: onColor(s.Color), Light: light, Dark: dark,
+	}
+	if p.Invitation {
+		p.Button = w.Button
 	}
 	var text, markup strings.Builder
 	if err := layouts.ExecuteTemplate(&text, "layout.txt", p); err != nil {
@@ -152,7 +169,7 @@ func makeSource(layouts *texttemplate.Template, w *wording, t Type, locale strin
 	}
 	return &source{
 		html:  document{content: markup.String()},
-		text:  document{content: closeUp(text.String())},
+		text:  document{content: letter.CloseUp(text.String())},
 		about: settings{subject: entry{p.Subject, 0}, preheader: entry{preview, 0}},
 	}, nil
 }

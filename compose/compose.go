@@ -19,6 +19,7 @@ import (
 	"golang.org/x/text/language"
 
 	"gatepost/config"
+	"gatepost/letter"
 	"gatepost/message"
 )
 
@@ -51,6 +52,7 @@ type template struct {
 	html     markup // nil where there is none
 	text     plain  // nil where it is derived from html
 	upstream map[string]*provided
+	linked   *template // of a built-in code: the same for requests that bring a link beside it; nil where there is none
 }
 
 // Request asks for one mail.
@@ -129,8 +131,8 @@ func (t *Templates) Rendered(r Request, subject, text, html string) (*Mail, erro
 	}
 	if m.Text == "" {
 		var err error
-		if m.Text, err = textOf(m.HTML); err != nil {
-			return nil, err
+		if m.Text, err = letter.TextOf(m.HTML); err != nil {
+			return nil, bad("", "%v", err)
 		}
 	}
 	if err := t.write(m, &template{}, nil, &r); err != nil {
@@ -156,6 +158,9 @@ func (t *Templates) render(f *family, from *template, r *Request) (*Mail, error)
 	if err != nil {
 		return nil, err
 	}
+	if from.linked != nil && v.isLink(v.get("link")) { // a code is of use also where its link is not
+		from = from.linked
+	}
 	if err := t.fill(m, from, v); err != nil {
 		return nil, err
 	}
@@ -176,8 +181,8 @@ func (t *Templates) fill(m *Mail, from *template, v *values) error {
 	}
 	if from.text != nil {
 		m.Text, err = from.text.body(v)
-	} else {
-		m.Text, err = textOf(m.HTML)
+	} else if m.Text, err = letter.TextOf(m.HTML); err != nil {
+		err = bad("", "%v", err)
 	}
 	if err != nil {
 		return err

@@ -129,6 +129,9 @@ func TestEveryBuiltInTemplateIsAMailThatPolicyTakes(t *testing.T) {
 // checkWire holds raw against RFC 5322 and our own promises: 7-bit, lines within bounds, each field once.
 func checkWire(t testing.TB, name string, raw []byte) {
 	t.Helper()
+	if bytes.Contains(raw, []byte("Subject:\r\n")) {
+		t.Errorf("%s: the subject begins with an empty line", name)
+	}
 	for line := range strings.SplitSeq(string(raw), "\r\n") {
 		if len(line) > 78 {
 			t.Errorf("%s: a line of %d octets: %s", name, len(line), line)
@@ -440,5 +443,49 @@ template = "sign-in-alias"
 	}
 	if len(m.Raw) == 0 || m.HTML == "" {
 		t.Error("there is no local rendering for other upstreams")
+	}
+}
+
+func TestALinkBesideACodeIsShownInEachLanguage(t *testing.T) {
+	all := load(t, nil)
+	const link = "https://project.supabase.co/auth/v1/verify?token=pkce_4n1hp6&type=magiclink"
+	for _, l := range all.List() {
+		if l.Type == "OrganizationInvitation" {
+			continue
+		}
+		with := render(t, all, request(l.Type, map[string]any{"code": "607596", "link": link}, l.Locale))
+		if !strings.Contains(with.Text, "607596") || strings.Count(with.Text, link) != 1 || strings.Count(with.HTML, `href="`+strings.ReplaceAll(link, "&", "&amp;")+`"`) != 1 {
+			t.Errorf("%s in %s does not have code and link:\n%s", l.Type, l.Locale, with.Text)
+		}
+		checkWire(t, l.Type+" "+l.Locale, with.Raw)
+		for _, none := range []any{nil, "javascript:alert(1)", "http://evil.example/"} {
+			m := render(t, all, request(l.Type, map[string]any{"code": "607596", "link": none}, l.Locale))
+			if strings.Contains(m.HTML, "href") || !strings.Contains(m.Text, "607596") || strings.Contains(m.Text, "://") {
+				t.Errorf("%s in %s with the link %v:\n%s", l.Type, l.Locale, none, m.Text)
+			}
+		}
+	}
+}
+
+func TestAReplyToMayBeTheReadersOwnAddressAndNoValueOfItStopsACode(t *testing.T) {
+	all := load(t, map[string]string{"SignIn/en.toml": "reply_to = '{{ user.primaryEmail }}'"})
+	for value, want := range map[string]string{"kim@example.net": "<kim@example.net>", "": "", "kim": "", "a@b.example, c@d.example": "", "x\r\nBcc: y@z.example": ""} {
+		m := render(t, all, request("SignIn", map[string]any{"code": "1", "user": map[string]any{"primaryEmail": value}}))
+		msg, err := mail.ReadMessage(bytes.NewReader(m.Raw))
+		if err != nil || msg.Header.Get("Reply-To") != want {
+			t.Errorf("%q became %q, %v", value, msg.Header.Get("Reply-To"), err)
+		}
+	}
+}
+
+func TestATemplateOfOnesOwnTakesTheLinkBesideACodeWhereItNamesIt(t *testing.T) {
+	variables := map[string]any{"code": "607596", "link": "https://app.example.com/x"}
+	own := load(t, map[string]string{"SignIn/en.txt": "Use {{ code }}.\n"})
+	if m := render(t, own, request("SignIn", variables, "en")); m.Text != "Use 607596.\n" || m.HTML != "" {
+		t.Errorf("%q, %q", m.Text, m.HTML)
+	}
+	settings := load(t, map[string]string{"SignIn/en.toml": "subject = \"Welcome\"\npreheader = \"Look\"\n"})
+	if m := render(t, settings, request("SignIn", variables, "en")); m.Subject != "Welcome" || !strings.Contains(m.HTML, ">Look&#847;") || !strings.Contains(m.Text, "https://app.example.com/x") {
+		t.Errorf("%q\n%s", m.Subject, m.Text)
 	}
 }

@@ -4,7 +4,6 @@ package compose
 var (
 	Contrast = contrast
 	OnColor  = onColor
-	TextOf   = textOf
 	Clean    = clean
 )
 

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"gatepost/compose"
+	"gatepost/letter"
 )
 
 // FuzzMarkup holds that no value changes the elements and attributes of any template that is taken, and that none of its
@@ -43,7 +44,7 @@ func FuzzMarkup(f *testing.F) {
 				t.Fatalf("%q with %q leads to %q", src, value, link)
 			}
 		}
-		if text, err := compose.TextOf(filled); err == nil && !utf8.ValidString(text) {
+		if text, err := letter.TextOf(filled); err == nil && !utf8.ValidString(text) {
 			t.Fatalf("%q", text)
 		}
 	})
@@ -82,7 +83,7 @@ func FuzzText(f *testing.F) {
 		if len(src) > 4000 {
 			return
 		}
-		text, err := compose.TextOf(src)
+		text, err := letter.TextOf(src)
 		if err != nil {
 			return
 		}

@@ -1,6 +1,7 @@
 package compose_test
 
 import (
+	"mime"
 	"net/mail"
 	"strings"
 	"testing"
@@ -52,6 +53,7 @@ var hostileValues = map[string]string{
 	"right to left":             "\u202egnp.exe\u202d\u2066x\u2069",
 	"controls":                  "\x1b[31mred\x7f\u0085\u2028\u2029",
 	"tags that nobody sees":     "a\U000e0041\ufeffb",
+	"marks that nobody sees":    "\u200fa\u200b\u00ad\u061cb\u2060",
 	"ampersands":                `&lt;script&gt;&amp;&#60;b&#62;`,
 	"a backslash":               `\`,
 	"nothing":                   "",
@@ -102,7 +104,8 @@ func checkBounded(t testing.TB, m *compose.Mail) {
 			t.Errorf("%.100q is not UTF-8", s)
 		}
 		for _, r := range s {
-			if unicode.IsControl(r) && r != '\n' || r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069' || r == '\u2028' || r == '\u2029' || r >= 0xe0000 && r < 0xe0080 {
+			if unicode.IsControl(r) && r != '\n' || r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069' || r == '\u2028' || r == '\u2029' || r >= 0xe0000 && r < 0xe0080 ||
+				r == '\u200f' || r == '\u200b' || r == '\u2060' {
 				t.Errorf("%q in %.100q", r, s)
 				break
 			}
@@ -185,6 +188,9 @@ func TestWhatAMailCannotDoWithoutIsNamedWhereItIsMissing(t *testing.T) {
 		"a code for an unknown type":                    {"Nothing", nil, "code is missing: a mail of type Generic is of no use without it"},
 		"a code of two lines":                           {"SignIn", map[string]any{"code": "1\n2"}, "code is longer than 64 octets or has control characters"},
 		"a code as long as a book":                      {"SignIn", map[string]any{"code": strings.Repeat("1", 65)}, "code is longer than 64 octets or has control characters"},
+		"a code of blanks":                              {"SignIn", map[string]any{"code": " \u00a0\u200b"}, "code is missing: a mail of type SignIn is of no use without it"},
+		"a code with something that nobody sees":        {"SignIn", map[string]any{"code": "607\u200b596"}, "code is longer than 64 octets or has control characters"},
+		"a code with a joiner":                          {"SignIn", map[string]any{"code": "607\u200d596"}, "code is longer than 64 octets or has control characters"},
 		"a code that is a number":                       {"SignIn", map[string]any{"code": float64(607596)}, ""},
 		"no link":                                       {"OrganizationInvitation", map[string]any{"code": "1"}, "link is missing: a mail of type OrganizationInvitation is of no use without it"},
 		"a link that is a script":                       {"OrganizationInvitation", map[string]any{"link": "javascript:alert(1)"}, "link " + link},
@@ -235,8 +241,8 @@ func TestARequestThatCannotBecomeMailSaysWhichFieldIsWrong(t *testing.T) {
 		"two readers":                 {func(r *compose.Request) { r.To = "a@example.org,b@example.org" }, "to cannot be used"},
 		"a reader with a field":       {func(r *compose.Request) { r.To = "a@example.org\r\nBcc: b@example.org" }, "to cannot be used"},
 		"no sender":                   {func(r *compose.Request) { r.From = "" }, "from has no address"},
-		"a sender without an address": {func(r *compose.Request) { r.From = "Example" }, "from has no address"},
-		"a sender that is none":       {func(r *compose.Request) { r.From = "Example <x>" }, "from the address has no local part"},
+		"a sender without an address": {func(r *compose.Request) { r.From = "Example" }, "from is not an address"},
+		"a sender that is none":       {func(r *compose.Request) { r.From = "Example <x>" }, "from is not an address"},
 		"two senders":                 {func(r *compose.Request) { r.From = "a@b.example, c@d.example" }, "from "},
 		"replies to nowhere":          {func(r *compose.Request) { r.ReplyTo = "x@" }, "reply_to "},
 		"no Message-ID":               {func(r *compose.Request) { r.MessageID = "" }, "message_id is not"},
@@ -249,6 +255,48 @@ func TestARequestThatCannotBecomeMailSaysWhichFieldIsWrong(t *testing.T) {
 				t.Errorf("told %v, want %s (%v)", err, tt.want, m)
 			}
 		})
+	}
+}
+
+func TestTheNameOfTheCallersSenderIsANameAndNoAddress(t *testing.T) {
+	all := load(t, nil)
+	for from, want := range map[string]string{
+		`"Acme @ Home" <no-reply@auth.example.com>`:               "Acme at Home",
+		`"boss@evil.example" <no-reply@auth.example.com>`:         "boss at evil.example",
+		`=?utf-8?q?J=C3=BCrgen?= <no-reply@auth.example.com>`:     "Jürgen",
+		`"Hi {{ code }} there" <no-reply@auth.example.com>`:       "Hi {{ code }} there",
+		"\"a\u202eb\u200b\" <no-reply@auth.example.com>":          "ab",
+		`"Acme, Inc. \"x\"" <no-reply@auth.example.com>`:          `Acme, Inc. "x"`,
+		strings.Repeat("日", 300) + ` <no-reply@auth.example.com>`: strings.Repeat("日", 250) + "…",
+		`"=?utf-8?q?=0ABcc:_x=40y?=" <no-reply@auth.example.com>`: "= ?utf-8?q?=0ABcc:_x=40y?=",
+	} {
+		r := request("SignIn", map[string]any{"code": "1"})
+		r.From, r.ReplyTo = from, from
+		m := render(t, all, r)
+		for _, field := range []string{"From", "Reply-To"} {
+			got, err := mail.ParseAddress(headerOf(t, m.Raw, field))
+			if err != nil || got.Name != want || got.Address != "no-reply@auth.example.com" {
+				t.Errorf("%s: %s became %v, %v", field, from, got, err)
+			}
+		}
+		checkWire(t, from, m.Raw)
+	}
+}
+
+func TestASubjectIsReadAsItWasWritten(t *testing.T) {
+	all := load(t, nil)
+	for _, subject := range []string{"Hello", "サインイン用の認証コード", strings.Repeat("日本語", 40), "Ihr Code für " + strings.Repeat("Größe ", 20) + "x",
+		"日本語の件名 then many words in ASCII that need no encoding at all by themselves", strings.Repeat("x", 200), strings.Repeat("👩\u200d👩", 30),
+		"Short words, but so many of them that a line is not long enough to hold them all at once", "ü", "Votre code d’inscription"} {
+		m, err := all.Rendered(request("", nil, "en"), subject, "x", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := new(mime.WordDecoder).DecodeHeader(headerOf(t, m.Raw, "Subject"))
+		if err != nil || got != subject {
+			t.Errorf("%q is read as %q, %v", subject, got, err)
+		}
+		checkWire(t, subject, m.Raw)
 	}
 }
 

@@ -25,7 +25,7 @@ func (v *values) isLink(s string) bool {
 		return u.Hostname() != ""
 	case u.Scheme == "http":
 		addr, err := netip.ParseAddr(u.Hostname())
-		return u.Hostname() == "localhost" || err == nil && addr.IsLoopback() || slices.Contains(v.schemes, "http") && u.Hostname() != ""
+		return u.Hostname() == "localhost" || err == nil && addr.IsLoopback()
 	}
 	return u.Scheme != "" && !isScript(u.Scheme) && slices.Contains(v.schemes, u.Scheme)
 }

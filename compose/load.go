@@ -80,6 +80,7 @@ type source struct {
 	html, text document
 	about      settings
 	files      []string // of the directory
+	linked     *source  // of a built-in code: the same with a link beside it
 }
 
 // document is the text of one file.
@@ -205,7 +206,7 @@ func (l *loader) file(all fs.FS, name string, tag language.Tag, file string) {
 		s.about.override(l.parseSettings(document{l.at(file), content}))
 	} else {
 		if s.html.file == "" && s.text.file == "" { // what is built in goes as a whole: its parts say the same
-			s.html, s.text, s.about.preheader = document{}, document{}, entry{}
+			s.html, s.text, s.about.preheader, s.linked = document{}, document{}, entry{}, nil
 		}
 		if ext == ".html" {
 			s.html = document{l.at(file), content}
@@ -292,7 +293,7 @@ func Sample(kind string, locale language.Tag) Request {
 	person := func(name, address string) map[string]any {
 		return map[string]any{"id": "u1", "name": name, "username": strings.ToLower(strings.Fields(name)[0]), "primaryEmail": address}
 	}
-	return Request{
+	r := Request{
 		Type: kind, Locales: []language.Tag{locale}, From: "no-reply@example.com", To: "ann@example.org",
 		MessageID: "sample@example.com", Date: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 		Variables: map[string]any{
@@ -302,4 +303,8 @@ func Sample(kind string, locale language.Tag) Request {
 			"application":  map[string]any{"id": "a1", "name": "Example App", "displayName": "Example App"},
 		},
 	}
+	if t, known := builtInType(kind); known && t.Needs == "code" { // few send one beside it
+		delete(r.Variables, "link")
+	}
+	return r
 }

@@ -94,7 +94,7 @@ func TestWhatIsWrongWithTemplatesIsToldByFileAndLineWhenTheyAreLoaded(t *testing
 func TestWhatLooksLikeAMistakeInATemplateIsAWarning(t *testing.T) {
 	s := config.DefaultTemplates()
 	s.Dir = writeFiles(t, map[string]string{
-		"README.md": "x", "SignIn/en.html": "<body>{{ code }}\n{{ usr.name }}\n{{#if x}}{{{ code }}}{{ x-y }}", "SignIn/logo.png": "x", "SignIn/.en.html.swp": "x", "SignIn/en.html~": "x",
+		"README.md": "x", "SignIn/en.html": "<body>{{ code }}\n{{ usr.name }}\n{{#if x}}{{{ code }}}{{ x-y }}", "SignIn/logo.png": "x", "SignIn/de.toml": "\nreply_to = 'Help {{ organization.name }}'", "SignIn/.en.html.swp": "x", "SignIn/en.html~": "x",
 		"Welcome/en.txt": "x", "Welcome/en.toml": "subject = 'x'", "Register/en.html": "<body>{{ code }}" + strings.Repeat("x", 101<<10),
 	})
 	all, err := compose.Load(s, nil)
@@ -104,6 +104,7 @@ func TestWhatLooksLikeAMistakeInATemplateIsAWarning(t *testing.T) {
 	want := []string{
 		"README.md: is not used: templates are TYPE/LOCALE.html, .txt and .toml",
 		"Register/en.html:1: is larger than 100 KB: Gmail shows only the beginning",
+		"SignIn/de.toml:2: reply_to has no address: it is used only where a request brings one",
 		`SignIn/en.html:2: "usr.name" is filled in only where the auth server sends it`,
 		"SignIn/en.html:3: {{ stands here as it is",
 		"SignIn/en.html:3: {{ stands here as it is",

@@ -2,6 +2,8 @@ package compose
 
 import (
 	"strings"
+
+	"gatepost/letter"
 )
 
 // plain is a template in plain text, cut at its placeholders.
@@ -51,7 +53,7 @@ func (p plain) fill(v *values) string {
 
 // body fills p in as a part of the mail. Lines that hold nothing for want of a value close up.
 func (p plain) body(v *values) (string, error) {
-	s := closeUp(p.fill(v))
+	s := letter.CloseUp(p.fill(v))
 	if len(s) > maxBody {
 		return "", bad("", "the text would be longer than %d octets", maxBody)
 	}
@@ -66,22 +68,6 @@ func (p plain) header(v *values) string {
 		s = append(s[:maxLine], '…')
 	}
 	return strings.ReplaceAll(string(s), "=?", "= ?")
-}
-
-// closeUp trims the ends of lines, and makes one empty line of several.
-func closeUp(s string) string {
-	var b strings.Builder
-	empty := 0
-	for line := range strings.Lines(s) {
-		line = strings.TrimRight(line, " \t\r\n")
-		if empty++; line != "" {
-			empty = 0
-		}
-		if empty < 2 && (line != "" || b.Len() > 0) {
-			b.WriteString(line + "\n")
-		}
-	}
-	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
 // String returns p as it was written.

@@ -48,7 +48,7 @@ func (s *sender) mailbox(v *values, field string, otherwise *mail.Address) (*mai
 		*m = *otherwise
 	}
 	if s != nil && len(s.name) > 0 {
-		if name := clean(atSigns.Replace(s.name.header(v))); name != "" {
+		if name := displayName(s.name, v); name != "" {
 			m.Name = name
 		}
 	}
@@ -66,21 +66,18 @@ func (s *sender) mailbox(v *values, field string, otherwise *mail.Address) (*mai
 	return m, nil
 }
 
-// parseMailbox reads a mailbox that has no placeholders; nil where s is empty.
+// parseMailbox reads a mailbox (RFC 5322 §3.4) that has no placeholders; nil where s is empty.
 func parseMailbox(s, field string) (*mail.Address, error) {
 	if s == "" {
 		return nil, nil
 	}
-	p, err := parseSender(s)
+	m, err := mail.ParseAddress(s)
 	if err != nil {
-		return nil, bad(field, "%v", err)
+		return nil, bad(field, "is not an address, nor a name and an address in angle brackets")
 	}
-	return &mail.Address{Name: literal(p.name), Address: literal(p.address)}, nil
+	m.Name = displayName(plain{{literal: m.Name}}, nil)
+	return m, nil
 }
 
-func literal(p plain) string {
-	if len(p) == 0 {
-		return ""
-	}
-	return p[0].literal
-}
+// displayName fills p in as the name of a mailbox.
+func displayName(p plain, v *values) string { return clean(atSigns.Replace(p.header(v))) }

@@ -23,6 +23,11 @@ func (l *loader) template(kind Type, tag language.Tag, s *source) *template {
 		t.text = cut(s.text.content)
 	}
 	t.upstream = providers(s.about.upstream)
+	if s.linked != nil {
+		linked := *t
+		linked.html, linked.text = l.markup(s.linked.html, t.preview), cut(s.linked.text.content)
+		t.linked = &linked
+	}
 	if len(s.files) > 0 {
 		l.check(kind, t, s)
 	}
@@ -36,6 +41,13 @@ func (l *loader) sender(about settings, key string, e entry) *sender {
 	s, err := parseSender(e.value)
 	if err != nil {
 		l.bad(about.file, e.line, key, "", "%v", err)
+		return nil
+	}
+	if key == "reply_to" && len(s.address) == 0 {
+		if len(s.name) == 1 && s.name[0].path != "" { // as Logto has it: {{ user.primaryEmail }}
+			return &sender{address: s.name}
+		}
+		l.warn(about.file, e.line, `write reply_to = "help@example.com"`, "reply_to has no address: it is used only where a request brings one")
 	}
 	return s
 }

@@ -40,7 +40,7 @@ func (t *Templates) values(kind Type, found *template, r *Request) (*values, err
 		needed := kind.Needs == name || kind.Needs == "" && found.names(name)
 		s := v.get(name)
 		switch {
-		case s == "" && needed:
+		case clean(s) == "" && needed:
 			return nil, bad(name, "is missing: a mail of type %s is of no use without it", kind.Name)
 		case s == "" || !used:
 		case name == "code" && !isCode(s):
@@ -54,7 +54,9 @@ func (t *Templates) values(kind Type, found *template, r *Request) (*values, err
 
 // isCode reports whether s can be shown in full and typed in.
 func isCode(s string) bool {
-	return len(s) <= maxCode && !strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) || isInvisible(r) })
+	return len(s) <= maxCode && !strings.ContainsFunc(s, func(r rune) bool {
+		return unicode.IsControl(r) || isInvisible(r) || unicode.Is(unicode.Join_Control, r)
+	})
 }
 
 // get returns what the variable at a dotted path says, as Logto would print it: "" for what is missing, null or an object.
@@ -122,7 +124,7 @@ func (v *values) text(path string) string {
 }
 
 // clean makes of s one line that cannot change how what stands around it is read: white space and control characters
-// become single spaces, characters that turn the direction of what follows (UAX #9 §2) go, and so does what is too long.
+// become single spaces, characters that show nothing or turn the direction of what follows (UAX #9 §2) go, and so does what is too long.
 func clean(s string) string { return cleanUpTo(s, maxValue) }
 
 // cleanUpTo is clean for another number of characters.
@@ -149,9 +151,9 @@ func cleanUpTo(s string, most int) string {
 	return b.String()
 }
 
-// isInvisible tells of bidirectional embeddings, overrides and isolates, byte order marks, noncharacters, what is not
-// UTF-8, and tag characters.
+// isInvisible tells of format characters, such as bidirectional marks and overrides, zero-width spaces and tags, of
+// noncharacters, and of what is not UTF-8. Joiners are part of words and emoji, and signs that enclose numbers are seen.
 func isInvisible(r rune) bool {
-	return r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069' || r == '\ufeff' || r == utf8.RuneError || r&0xfffe == 0xfffe ||
-		r >= 0xfdd0 && r <= 0xfdef || r >= 0xe0000 && r <= 0xe007f
+	return unicode.Is(unicode.Cf, r) && !unicode.In(r, unicode.Join_Control, unicode.Prepended_Concatenation_Mark) ||
+		r == utf8.RuneError || unicode.Is(unicode.Noncharacter_Code_Point, r)
 }

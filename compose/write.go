@@ -3,10 +3,13 @@ package compose
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
+	"mime"
 	"net/mail"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	gomail "github.com/wneessen/go-mail"
 	"golang.org/x/text/language"
@@ -37,7 +40,7 @@ func (t *Templates) write(m *Mail, from *template, v *values, r *Request) error 
 	if replies != nil {
 		msg.ReplyToMailAddress(replies)
 	}
-	msg.Subject(m.Subject)
+	msg.Subject(encodedSubject(m.Subject))
 	msg.SetDateWithValue(r.date())
 	msg.SetMessageIDWithValue(r.MessageID)
 	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834 §5
@@ -54,6 +57,23 @@ func (t *Templates) write(m *Mail, from *template, v *values, r *Request) error 
 	return nil
 }
 
+// encodedSubject returns s as words of which the first fits on the line of the field's name, as encoded-words (RFC 2047)
+// where need be. A field that begins with an empty line is read by some with a space in front.
+func encodedSubject(s string) string {
+	const first, others = 36, 45 // octets that make 60 and 72
+	if fields := strings.Fields(mime.QEncoding.Encode("utf-8", s)); len(fields) == 0 || len(fields[0]) <= 60 {
+		return s
+	}
+	var words []string
+	for n := first; s != ""; n = others {
+		for n = min(n, len(s)); n < len(s) && !utf8.RuneStart(s[n]); n-- {
+		}
+		words = append(words, "=?utf-8?b?"+base64.StdEncoding.EncodeToString([]byte(s[:n]))+"?=")
+		s = s[n:]
+	}
+	return strings.Join(words, " ")
+}
+
 // mailboxes returns the author, and where replies go, nil for the author.
 func (t *Templates) mailboxes(from *template, v *values, r *Request) (author, replies *mail.Address, err error) {
 	if author, err = parseMailbox(r.From, "from"); err != nil {
@@ -68,8 +88,12 @@ func (t *Templates) mailboxes(from *template, v *values, r *Request) (author, re
 	if author == nil {
 		return nil, nil, bad("from", "has no address")
 	}
-	if replies, err = parseMailbox(r.ReplyTo, "reply_to"); err == nil {
-		replies, err = from.replyTo.mailbox(v, "reply_to", replies)
+	if replies, err = parseMailbox(r.ReplyTo, "reply_to"); err != nil {
+		return nil, nil, err
+	}
+	replies, err = from.replyTo.mailbox(v, "reply_to", replies)
+	if r.ReplyTo == "" {
+		err = nil // a value that is no address is no reason to refuse a code
 	}
 	return author, replies, err
 }

@@ -102,6 +102,10 @@ var badHooks = map[string]badConfig{
 			`45: hook.web.signing_secret_files: DIR/p cannot be used: it does not begin with whsec_ or v1,whsec_`,
 		},
 	},
+	"a secret that can be guessed": {
+		hooked(edit{"adapter = \"logto\"", "adapter = \"zitadel\"\nsigning_secret_files = [\"token\", \"p\"]"}),
+		[]string{`45: hook.web.signing_secret_files: DIR/p holds a secret of less than 16 octets`},
+	},
 	"links that could be listened to": {
 		hooked(edit{"adapter = \"logto\"", "adapter = \"supabase\"\nsigning_secret_files = [\"whsec\"]\nlink_base_url = \"http://x.example.com/auth\"\nlink_schemes = [\"JavaScript\", \"com.example.app\", \"a://\"]"}),
 		[]string{

@@ -117,14 +117,18 @@ func (l *loader) signingSecrets(t *table, h *Hook) []Secret {
 	case !h.Signed() && t.has("signing_secret_files"):
 		t.bad(t.at("signing_secret_files"), "remove it; requests carry a token, which the client has in token_files", "has no place where adapter is %q, whose requests are not signed", h.Adapter)
 	}
-	if h.Adapter != "supabase" {
-		return secrets
-	}
 	for i, s := range secrets {
-		if text, err := s.Read(); err == nil {
-			if _, err := ParseWebhookSecret(text); err != nil {
-				t.bad(element(t.at("signing_secret_files"), i), `Supabase shows it as "v1,whsec_…"`, "%s cannot be used: %v", s.File, err)
+		text, err := s.Read()
+		if err != nil {
+			continue
+		}
+		at := element(t.at("signing_secret_files"), i)
+		if h.Adapter != "supabase" {
+			if len(text) < leastToken {
+				t.bad(at, "openssl rand -hex 32 makes a good one, where the caller does not make it", "%s holds a secret of less than %d octets", s.File, leastToken)
 			}
+		} else if _, err := ParseWebhookSecret(text); err != nil {
+			t.bad(at, `Supabase shows it as "v1,whsec_…"`, "%s cannot be used: %v", s.File, err)
 		}
 	}
 	return secrets

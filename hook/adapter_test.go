@@ -45,20 +45,40 @@ func TestLogtosRequestsBecomeMailOfTheirTypeAndLanguage(t *testing.T) {
 	}
 }
 
+func TestLanguagesAreReadAsCallersWriteThem(t *testing.T) {
+	for text, want := range map[string]string{
+		"ja":                          "ja",
+		"fr, ja":                      "fr ja",
+		"fr-CA,ja":                    "fr-CA ja",
+		"fr-CH;q=0.9, ja;q=0.8, *":    "fr-CH ja",
+		"ja_JP.UTF-8 ca_ES@valencia":  "ja-JP ca-ES",
+		"zz !! ../../ja en/../ko":     "zz",
+		strings.Repeat("xx ", 50):     "xx",
+		"\tko\n":                      "ko",
+		"a b c d e f g h i j k l":     "a b c d e f g h i j",
+		strings.Repeat("j", 36) + " ": "",
+		";q=1 .x @y":                  "",
+	} {
+		if got := strings.Join(locales(text), " "); got != want {
+			t.Errorf("%q is read as %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestZitadelsTextsGetAFormAndAreEscaped(t *testing.T) {
 	const request = `{"contextInfo":{"eventType":%q,"recipientEmailAddress":"kim@example.net"},
-		"templateData":{"title":"T<script>","preHeader":"P","subject":"S\r\nBcc: x@example.net","greeting":"Hi \"K\"","text":"Use 123456\n<b>now</b>",
+		"templateData":{"title":"T&lt;script&gt;","preHeader":"P","subject":"S\r\nBcc: x@example.net","greeting":"Hi \"K\u202e\"","text":"Use 123456<br/>\n<b>now</b> O&#39;Brien &amp; &lt;b&gt;",
 		"url":%q,"buttonText":"Go","primaryColor":"red;}","fontColor":"#333","footerText":"F"},"args":{"code":"123456"}}`
-	m := parse(t, "zitadel", fmt.Sprintf(request, "user.human.password.code.added", "https://login.example.com/?a=1&b=2"))[0]
+	m := parse(t, "zitadel", fmt.Sprintf(request, "user.human.password.code.added", "https://login.example.com/?a=1&amp;b=2"))[0]
 	r := m.Rendered
 	if m.Type != "ForgotPassword" || m.Purpose != "code" || m.TTL != 10*time.Minute || r.Subject != "S Bcc: x@example.net" {
 		t.Errorf("got %+v, %+v", m, r)
 	}
-	if strings.Contains(r.HTML, "<script>") || strings.Contains(r.HTML, "<b>now") || strings.Contains(r.HTML, "red;") ||
-		!strings.Contains(r.HTML, `href="https://login.example.com/?a=1&amp;b=2"`) {
+	if strings.Contains(r.HTML, "<script>") || strings.Contains(r.HTML, "<b>") || strings.Contains(r.HTML, "red;") ||
+		!strings.Contains(r.HTML, "<p>now O&#39;Brien &amp; &lt;b&gt;</p>") || !strings.Contains(r.HTML, `href="https://login.example.com/?a=1&amp;b=2"`) {
 		t.Errorf("the form lets things through:\n%s", r.HTML)
 	}
-	if !strings.Contains(r.Text, "Use 123456\n<b>now</b>\n\nhttps://login.example.com/?a=1&b=2") {
+	if !strings.Contains(r.Text, "Hi \"K\"\n\nUse 123456\n\nnow O'Brien & <b>\n\nhttps://login.example.com/?a=1&b=2") {
 		t.Errorf("the text is %q", r.Text)
 	}
 	for event, want := range map[string]string{"user.human.initialization.code.added": "invitation", "user.human.invite.code.added": "invitation",
@@ -86,8 +106,11 @@ func TestSupabasesTokensBecomeCodesAndLinks(t *testing.T) {
 	if m := parse(t, "supabase", supabaseBody("reauthentication", `,"token":"1","token_hash":""`))[0]; text(m.Variables, "link") != "" {
 		t.Errorf("a link was made of nothing: %+v", m)
 	}
+	if m := parse(t, "supabase", supabaseBody("reauthentication", `,"token":"1","token_hash":"7d5b"`))[0]; text(m.Variables, "link") != "" {
+		t.Errorf("a code that is for no link got one: %+v", m)
+	}
 	m = parse(t, "supabase", supabaseBody("password_changed_notification", ""))[0]
-	if m.Purpose != "notice" || m.TTL != 24*time.Hour || m.Variables == nil || !strings.Contains(m.Rendered.Text, "password") {
+	if m.Purpose != "notice" || m.TTL != 24*time.Hour || m.Variables == nil || !strings.Contains(m.Rendered.Text, "password") || m.Rendered.Language != "en" || m.Locales[0] != "ja" {
 		t.Errorf("a notice became %+v", m)
 	}
 	m = parse(t, "supabase", supabaseBody("email_changed_notification", `,"old_email":"older@example.net"`))[0]
@@ -124,7 +147,7 @@ func TestAnEmailChangeAtSupabaseIsOneMailForEachAddressWithItsOwnToken(t *testin
 func TestKratosMailIsTakenRenderedOrByItsCode(t *testing.T) {
 	m := parse(t, "kratos", `{"recipient":"a@example.net","template_type":"recovery_code_valid","to":"a@example.net","recovery_code":"123456","recovery_url":null,
 		"verification_url":null,"verification_code":null,"subject":"Recover","body":"Use 123456","html_body":"<p>123456</p>"}`)[0]
-	if m.Type != "ForgotPassword" || m.TTL != 10*time.Minute || *m.Rendered != (Rendered{"Recover", "Use 123456", "<p>123456</p>"}) {
+	if m.Type != "ForgotPassword" || m.TTL != 10*time.Minute || *m.Rendered != (Rendered{Subject: "Recover", Text: "Use 123456", HTML: "<p>123456</p>"}) {
 		t.Errorf("got %+v, %+v", m, m.Rendered)
 	}
 	m = parse(t, "kratos", `{"recipient":"a@example.net","template_type":"login_code_valid","template_data":{"login_code":"654321","identity":{"traits":{"locale":"de"}}}}`)[0]

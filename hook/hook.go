@@ -35,9 +35,10 @@ type Mail struct {
 
 // Rendered is a mail whose words the request brings along. Text or HTML may be "", not both.
 type Rendered struct {
-	Subject string
-	Text    string
-	HTML    string
+	Language string // tag of what the words are in; "" where nobody says; untrusted
+	Subject  string
+	Text     string
+	HTML     string
 }
 
 // Invalid is a request that makes no sense.
@@ -59,8 +60,8 @@ func invalid(field, format string, a ...any) error {
 
 // Adapter is one kind of caller.
 type Adapter interface {
-	// Verify returns nil if the body was signed, with one of the keys and in time; ErrSignature if not. It is not called
-	// where requests are not signed.
+	// Verify returns nil if the body was signed, with one of the keys and in time; an error that wraps
+	// ErrSignature if not. It is not called where requests are not signed.
 	Verify(h http.Header, body []byte, keys []string, now time.Time) error
 	// Parse reads the mails that a body orders, one at least. Its errors are *Invalid.
 	Parse(body []byte) ([]Mail, error)

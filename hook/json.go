@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -107,12 +108,18 @@ func clean(s string, most int) string {
 	return s
 }
 
-// locales returns the tags in texts, each a list with spaces between, as far as they could be language tags.
+// locales returns the tags in texts, each a list with spaces or commas between, best first, as far as they could be
+// language tags. Weights (RFC 9110 §12.4.2) and the character set of a POSIX locale are left off.
 func locales(texts ...string) (tags []string) {
 	for _, t := range texts {
-		for tag := range strings.FieldsSeq(t[:min(len(t), 4096)]) {
-			if len(tag) <= maxTag && len(tags) < maxLocales && strings.Trim(strings.ToLower(tag), "abcdefghijklmnopqrstuvwxyz0123456789-_") == "" {
-				tags = append(tags, strings.ReplaceAll(tag, "_", "-"))
+		for tag := range strings.FieldsFuncSeq(t[:min(len(t), 4096)], func(r rune) bool { return unicode.IsSpace(r) || r == ',' }) {
+			if i := strings.IndexAny(tag, ";.@"); i >= 0 {
+				tag = tag[:i]
+			}
+			tag = strings.ReplaceAll(tag, "_", "-")
+			if tag != "" && len(tag) <= maxTag && len(tags) < maxLocales && !slices.Contains(tags, tag) &&
+				strings.Trim(strings.ToLower(tag), "abcdefghijklmnopqrstuvwxyz0123456789-") == "" {
+				tags = append(tags, tag)
 			}
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"unicode"
 )
 
 const maxLink = 4096 // octets
@@ -18,7 +17,7 @@ type links struct{ schemes []string }
 func (l links) check(field, link string) error {
 	u, err := url.Parse(link)
 	switch {
-	case err != nil || len(link) > maxLink || strings.ContainsFunc(link, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }):
+	case err != nil || len(link) > maxLink || clean(link, maxLink) != link || strings.ContainsAny(link, " \\\"<>`"):
 		return invalid(field, "is not a link")
 	case u.Scheme == "https" && u.Host != "" && u.User == nil:
 		return nil

@@ -66,7 +66,7 @@ func (native) Parse(body []byte) ([]Mail, error) {
 func (r *nativeRequest) content(m *Mail) error {
 	switch {
 	case (r.Type != "") == (r.Raw != "" || r.Subject != "") || r.Raw != "" && r.Subject != "":
-		return invalid("type", ", subject or raw: exactly one of them says what the mail is")
+		return invalid("type", "or subject or raw: exactly one of them says what the mail is")
 	case r.Raw != "":
 		return r.raw(m)
 	case r.Type != "":
@@ -95,6 +95,9 @@ func (r *nativeRequest) words(m *Mail) error {
 		return invalid("text", "and html are both missing")
 	}
 	m.Rendered = &Rendered{Subject: subject, Text: r.Text, HTML: r.HTML}
+	if len(m.Locales) > 0 {
+		m.Rendered.Language = m.Locales[0]
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -95,13 +96,17 @@ func verifyWebhook(h http.Header, body []byte, keys []string, now time.Time) err
 		}
 	}
 	var secrets [][]byte
+	var unusable error // the cause, maybe, where a file was changed
 	for _, k := range keys {
-		if s, err := config.ParseWebhookSecret(k); err == nil {
-			secrets = append(secrets, s)
+		s, err := config.ParseWebhookSecret(k)
+		if err != nil {
+			unusable = fmt.Errorf("a signing secret cannot be used: %w", err)
+			continue
 		}
+		secrets = append(secrets, s)
 	}
 	if id == "" || !matches(given, secrets, []byte(id), []byte("."), []byte(at), []byte("."), body) || !fresh(at, now) {
-		return ErrSignature
+		return errors.Join(ErrSignature, unusable)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -65,7 +66,7 @@ func TestASignatureHoldsForItsBodyItsKeyAndItsTimeAlone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			check := func(what string, h http.Header, body string, keys []string, want error) {
 				t.Helper()
-				if err := s.adapter.Verify(h, []byte(body), keys, now); err != want {
+				if err := s.adapter.Verify(h, []byte(body), keys, now); !errors.Is(err, want) {
 					t.Errorf("%s: %v, want %v", what, err, want)
 				}
 			}
@@ -116,6 +117,14 @@ func TestSeveralSignaturesOfWhichOneIsGoodAreGood(t *testing.T) {
 		if err := (supabase{}).Verify(h, []byte(body), []string{whsec}, now); err != nil {
 			t.Errorf("Standard Webhooks with %q between: %v", between, err)
 		}
+	}
+}
+
+func TestASecretThatCannotBeUsedIsNamedAsTheCause(t *testing.T) {
+	now := time.Now()
+	err := (supabase{}).Verify(signWebhook("v1,"+whsec, "{}", now), []byte("{}"), []string{"mistyped " + whsec}, now)
+	if !errors.Is(err, ErrSignature) || !strings.Contains(err.Error(), "does not begin with whsec_") || strings.Contains(err.Error(), whsec) {
+		t.Errorf("told %v", err)
 	}
 }
 

@@ -111,7 +111,7 @@ func (s supabase) mail(r *supabaseRequest, field, to, codeField, code, hash stri
 		return m, invalid("email_data."+codeField, "is missing")
 	}
 	m.Variables = map[string]any{"code": code, "email": m.To.String(), "user": r.person()}
-	if hash != "" {
+	if hash != "" && r.Data.Action != "reauthentication" { // whose code is not for a link
 		m.Variables["link"] = s.link(hash, linkType(r.Data.Action), r.Data.RedirectTo)
 	}
 	m.Locales = r.locales()
@@ -168,8 +168,9 @@ func (s supabase) notice(r *supabaseRequest) ([]Mail, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := letter{Subject: strings.TrimSuffix(what, "."), Title: strings.TrimSuffix(what, "."), Text: what + "\nIf this was not you, contact support at once."}
-	m := Mail{To: a, Rendered: l.render()}
+	f := form{Subject: strings.TrimSuffix(what, "."), Title: strings.TrimSuffix(what, "."), Text: what + "\nIf this was not you, contact support at once."}
+	m := Mail{To: a, Rendered: f.render()}
+	m.Rendered.Language = "en"
 	m.of(noticeType)
 	m.Type, m.Variables = clean(r.Data.Action, maxType), map[string]any{"email": a.String(), "user": r.person()}
 	m.Locales = r.locales()

@@ -22,9 +22,12 @@ func (z zitadel) Parse(body []byte) ([]Mail, error) {
 			EventType string `json:"eventType"`
 			Recipient string `json:"recipientEmailAddress"`
 		} `json:"contextInfo"`
-		Template letter `json:"templateData"`
+		Template form `json:"templateData"`
 	}
 	if err := decode(body, &r); err != nil {
+		return nil, err
+	}
+	if err := r.Template.plain(); err != nil {
 		return nil, err
 	}
 	to, err := address("contextInfo.recipientEmailAddress", r.Context.Recipient)

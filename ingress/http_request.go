@@ -319,7 +319,7 @@ func (q *request) verify(body []byte) error {
 		return errors.Join(append(errs, errNoKey)...)
 	}
 	if err := q.hook.adapter.Verify(q.r.Header, body, keys, time.Now()); err != nil {
-		return &problem{hook.Unauthorised, true, err}
+		return &problem{hook.Unauthorised, true, errors.Join(append(errs, err)...)} // the secret may be the one that cannot be read
 	}
 	return nil
 }

@@ -46,6 +46,7 @@ func (t *templates) Compose(m *hook.Mail, from string) (*Filled, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.Locales = compose.Locales(m.Rendered.Language)
 	mail, err := t.Rendered(r, m.Rendered.Subject, m.Rendered.Text, m.Rendered.HTML)
 	if err != nil {
 		return nil, invalid(err)

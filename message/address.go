@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/net/idna"
@@ -61,14 +62,17 @@ func dotAtom(s string) error {
 		}
 	}
 	for _, r := range s {
-		if r == '.' || r >= 0x80 && r != '\u2028' && r != '\u2029' && r > 0x9f {
-			continue
-		}
-		if !isAtext(r) {
+		if r != '.' && !isAtext(r) && !isLetter(r) {
 			return fmt.Errorf("the part before the @ has a character that is not allowed (%q)", r)
 		}
 	}
 	return nil
+}
+
+// isLetter tells of what RFC 6531 adds and people can tell apart: with spaces and characters that nobody sees, one
+// address would look like another. U+FFFD is what is left of broken text.
+func isLetter(r rune) bool {
+	return r >= 0x80 && r != utf8.RuneError && (unicode.IsGraphic(r) && !unicode.IsSpace(r) || unicode.Is(unicode.Join_Control, r))
 }
 
 func isAtext(r rune) bool {

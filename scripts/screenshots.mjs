@@ -139,7 +139,8 @@ function inspect(readable, code) {
 
 const profile = mkdtempSync(join(tmpdir(), 'screenshots-'))
 const config = join(profile, 'gatepost.toml')
-writeFileSync(config, `hostname = "gw.example.com"
+const long = join(profile, 'long.toml') // the same with words that are too long for a line
+const written = (name) => `hostname = "gw.example.com"
 state_dir = "state"
 [listen.smtp]
 address = "127.0.0.1:2525"
@@ -156,12 +157,16 @@ egress = "any"
 type = "capture"
 dkim = "none"
 [templates]
-sender_name = "Example"
-company_information = "Example Ltd, 1 High Street, London"
+sender_name = "${name}"
+company_information = "${name} Ltd, 1 High Street, London"
 ${own ? `dir = ${JSON.stringify(absolute(own))}` : ''}
-`)
-const run = (...args) => execFileSync(gatepost, ['template', ...args, '-c', config], { encoding: 'utf8' })
-const templates = JSON.parse(run('list', '--json'))
+`
+writeFileSync(config, written('Example'))
+writeFileSync(long, written('Example'.repeat(40)))
+const values = join(profile, 'values.json')
+writeFileSync(values, JSON.stringify({ code, link: `https://app.example.com/verify?token=${'x'.repeat(500)}`, organization: { name: 'Example'.repeat(40) } }))
+const run = (file, ...args) => execFileSync(gatepost, ['template', ...args, '-c', file], { encoding: 'utf8' })
+const templates = JSON.parse(run(config, 'list', '--json'))
 const page = new Browser(profile)
 let looked = 0
 let failed = 0
@@ -202,10 +207,12 @@ async function sheet(name, pictures) {
 try {
   await page.open()
   for (const locale of new Set(templates.map((t) => t.locale))) {
-    const mails = templates.filter((t) => t.locale === locale).map(({ type }) => ({ type, html: run('preview', type, '--locale', locale, '--html') }))
+    const mails = templates.filter((t) => t.locale === locale).map(({ type }) => ({ type, html: run(config, 'preview', type, '--locale', locale, '--html'),
+      crowded: run(long, 'preview', type, '--locale', locale, '--html', '--variables', values) }))
     for (const mode of modes) for (const width of widths) {
       const pictures = []
       for (const { type, html } of mails) pictures.push({ type, ...await look(type, html, { locale, mode, width }) })
+      if (width === widths[0]) for (const { type, crowded } of mails) await look(`${type} with long words and a link`, crowded, { locale, mode, width })
       looked += pictures.length
       if (shown.includes(locale)) await sheet(`${locale}-${mode}-${width}`, pictures)
     }

@@ -386,6 +386,13 @@ func TestSignedRequestsAreTakenOnceAndForgedOnesNever(t *testing.T) {
 	if n := len(h.auth.all()); n != want {
 		t.Errorf("%d mails arrived, want %d", n, want)
 	}
+	for _, a := range arrivals { // an application that waits for a click has nowhere to enter a code
+		const link = "https://project.supabase.co/auth/v1/verify?token=h&type=magiclink"
+		if m := readArrival(t, a); strings.Contains(m.to, "supabase") && (!strings.Contains(m.text, link) || !strings.Contains(m.text, "123456") ||
+			!strings.Contains(m.html, `href="`+strings.ReplaceAll(link, "&", "&amp;")+`"`)) {
+			t.Errorf("Supabase's mail lacks code or link: %s", m.text)
+		}
+	}
 	wantSigned(t, h.records, authDomain, arrivals...)
 }
 

@@ -1,22 +1,40 @@
-package compose
+package letter
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 
 	nethtml "golang.org/x/net/html"
 	"golang.org/x/net/html/atom"
 )
 
-// textOf says in plain text what an HTML mail says: blocks become paragraphs, links are followed by where they lead,
+// TextOf says in plain text what HTML says: blocks become paragraphs, links are followed by where they lead,
 // pictures are what their alt text says, and what is hidden is left out.
-func textOf(src string) (string, error) {
+func TextOf(src string) (string, error) {
 	root, err := nethtml.Parse(strings.NewReader(src))
 	if err != nil {
-		return "", bad("", "the HTML cannot be read: %v", err)
+		return "", fmt.Errorf("the HTML cannot be read: %w", err)
 	}
 	var w textWriter
 	w.node(root)
-	return closeUp(w.b.String()), nil
+	return CloseUp(w.b.String()), nil
+}
+
+// CloseUp trims the ends of lines, and makes one empty line of several.
+func CloseUp(s string) string {
+	var b strings.Builder
+	empty := 0
+	for line := range strings.Lines(s) {
+		line = strings.TrimRight(line, " \t\r\n")
+		if empty++; line != "" {
+			empty = 0
+		}
+		if empty < 2 && (line != "" || b.Len() > 0) {
+			b.WriteString(line + "\n")
+		}
+	}
+	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
 // textWriter collects text. Line ends are owed until more text comes, so that nested blocks do not add theirs up.
@@ -90,6 +108,7 @@ func (w *textWriter) link(n *nethtml.Node) {
 		to = ": " + to
 	}
 	w.text(to)
+	w.space = true // what follows is no part of it
 }
 
 // text writes s, with white space as HTML has it.
@@ -148,8 +167,17 @@ func isHidden(n *nethtml.Node) bool {
 	case atom.Head, atom.Style, atom.Script, atom.Title, atom.Template, atom.Noscript:
 		return true
 	}
+	if slices.ContainsFunc(n.Attr, func(a nethtml.Attribute) bool { return a.Key == "hidden" }) {
+		return true
+	}
 	style := strings.ToLower(strings.Join(strings.Fields(value(n, "style")), ""))
-	return strings.Contains(style, "display:none") || strings.Contains(style, "visibility:hidden")
+	for declaration := range strings.SplitSeq(style, ";") {
+		switch strings.TrimSuffix(declaration, "!important") {
+		case "display:none", "visibility:hidden", "max-height:0", "max-height:0px", "opacity:0":
+			return true
+		}
+	}
+	return false
 }
 
 func value(n *nethtml.Node, name string) string {
