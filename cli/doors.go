@@ -30,6 +30,7 @@ type socket struct {
 	// reconfigure makes ready what a config changes about the listener: ingress has it.
 	reconfigure func(cfg *config.Config, l *config.Listen, templates ingress.Templates) (apply func(), err error)
 	stop        context.CancelFunc // ends its serving; nil until it serves
+	unbind      func()             // after stop: returns when the address is free
 }
 
 // openDoors returns a door for every listener of cfg, by name: those of open that are at its address already, and for
@@ -121,12 +122,13 @@ func (d *daemon) newServer(cfg *config.Config, l *config.Listen) (*socket, error
 	s := &socket{protocol: l.Protocol}
 	if l.HTTP() {
 		server, err := ingress.NewHTTP(ingress.HTTPOptions{Config: cfg, Listen: l.Name, Caller: acceptor{d.relay, d.hurry}, Templates: d.templates,
-			Budget: d.budget, Limits: d.limits, Reserve: d.sendsAuth, Log: d.log.Logger,
+			Budget: d.budget, Limits: d.limits, Connections: d.connections, Reserve: d.sendsAuth, Log: d.log.Logger,
 			Timeouts: ingress.HTTPTimeouts{Linger: drainHTTP, Drain: drainDoors + drainAnswer - drainHTTP}})
 		if err != nil {
 			return nil, err
 		}
 		s.served, s.reconfigure = server, server.Reconfigure
+		s.unbind = func() { <-server.Unbound() }
 		return s, nil
 	}
 	server, err := ingress.NewSMTP(ingress.SMTPOptions{Listen: l, Hostname: cfg.Hostname, Acceptor: acceptor{d.relay, d.hurry},
@@ -136,6 +138,7 @@ func (d *daemon) newServer(cfg *config.Config, l *config.Listen) (*socket, error
 		return nil, err
 	}
 	s.served = server
+	s.unbind = func() { _ = s.ln.Close() } // serving ends with it, too
 	s.reconfigure = func(cfg *config.Config, l *config.Listen, _ ingress.Templates) (func(), error) {
 		return server.Reconfigure(l, cfg.Hostname)
 	}

@@ -89,7 +89,7 @@ func (d *daemon) replace(ctx context.Context, old *setup) (*config.Config, error
 	for _, o := range removed {
 		d.logDoor(o, "listener closes")
 		o.stop()
-		_ = o.ln.Close() // at once, since the next reload may want the address; o.stop does it too
+		o.unbind() // before the next reload, which may want the address
 	}
 	return cfg, nil
 }

@@ -34,7 +34,10 @@ func (q *request) order(body []byte, mails []hook.Mail) (hook.Answer, error) {
 	if err != nil {
 		return hook.Answer{}, err
 	}
-	receipts, err := q.door.Caller.Accept(q.door.life, subs)
+	receipts, err := q.accept(subs)
+	if errors.Is(err, errOverdue) {
+		return hook.Answer{}, q.refused(err) // it may be sent yet, and counts
+	}
 	if err != nil {
 		q.giveBack(spent)
 		return hook.Answer{}, q.refused(err)
@@ -47,6 +50,37 @@ func (q *request) order(body []byte, mails []hook.Mail) (hook.Answer, error) {
 			slog.Bool("repeated", r.Repeated), slog.Int("code", http.StatusOK))
 	}
 	return hook.Answer{Status: http.StatusOK, ID: receipts[0].ID}, nil
+}
+
+// overdue is how long after verdict_timeout an answer comes at the latest: callers give up. So much a refusal may take to be
+// recorded, too.
+const overdue = time.Second
+
+var errOverdue = reply.New(451, "4.3.0", "the queue did not take the mail in time; it may do so yet")
+
+// accept has subs taken. Where the queue stalls the caller is told to try again, and what became of them is lost on it: a
+// repetition with their key finds out. Until then they hold their memory, and a stop waits for them as for a request.
+func (q *request) accept(subs []*message.Submission) ([]message.Receipt, error) {
+	var receipts []message.Receipt
+	var err error
+	done, held := make(chan struct{}), q.held
+	q.held = 0
+	q.door.places.begin()
+	go func() {
+		defer q.door.places.end()
+		defer q.door.Budget.Release(held)
+		defer close(done)
+		defer recovered(&err)
+		receipts, err = q.door.Caller.Accept(q.door.life, subs)
+	}()
+	t := time.NewTimer(max(overdue, time.Until(q.began.Add(q.hook.VerdictTimeout+overdue))))
+	defer t.Stop()
+	select {
+	case <-done:
+		return receipts, err
+	case <-t.C:
+		return nil, errOverdue
+	}
 }
 
 // refused makes a problem of what the engine says.
