@@ -5,6 +5,7 @@ package message
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -73,6 +74,7 @@ type Order struct {
 	TTL         time.Duration // how long it is worth sending
 	Wait        time.Duration // for the upstream's word, in place of the stream's verdict_timeout
 	Key         []byte        // the same for each repetition of a request; nil where repetitions are orders of their own
+	Fingerprint int32         // what else a repetition has in common with its first, above 1<<30; 0 for nothing
 }
 
 // Receipt says what became of a Submission that was accepted.
@@ -99,6 +101,7 @@ type Message struct {
 	Verdict    string // "queued" or "upstream" where a match rule sets it; else ""
 	Supersede  []byte // key under which a newer message takes the place of this one while it waits; nil for never
 	Key        []byte // of its submission: no second message is put under it while this one could live; nil for none
+	Print      int32  // the Fingerprint of its submission
 	Raw        Raw    // as repaired, unsigned
 	Recipients []Recipient
 }
@@ -194,8 +197,12 @@ type PutResult struct {
 
 // Duplicate is why a Put did nothing: a message with the same Key is there, or was and could still live.
 type Duplicate struct {
-	Of ID // the message that came first
+	Of          ID    // the message that came first
+	Fingerprint int32 // of its submission; 0 where it had none
 }
+
+// ErrReused says that a submission has the key of another, and is not that one.
+var ErrReused = errors.New("the key of the submission was used for another one")
 
 func (d *Duplicate) Error() string {
 	return "its submission was accepted before, as message " + d.Of.String()

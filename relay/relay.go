@@ -166,7 +166,7 @@ func (p *plan) refuses(domain string) bool {
 // their order tells, get the answer of the first: they wait for it where that has not come yet.
 func (r *Relay) Accept(ctx context.Context, subs []*message.Submission) ([]message.Receipt, error) {
 	if len(subs) > 0 && subs[0].Order != nil && len(subs[0].Order.Key) > 0 {
-		return r.orders.once(ctx, string(subs[0].Order.Key), func() ([]message.Receipt, error) { return r.accept(ctx, subs) })
+		return r.orders.once(ctx, string(subs[0].Order.Key), subs[0].Order.Fingerprint, func() ([]message.Receipt, error) { return r.accept(ctx, subs) })
 	}
 	return r.accept(ctx, subs)
 }
@@ -190,7 +190,7 @@ func (r *Relay) accept(ctx context.Context, subs []*message.Submission) ([]messa
 	w := r.put(g, ms)
 	<-w.Done()
 	if _, err := w.Result(); err != nil {
-		return repeated(err, len(ms))
+		return repeated(err, ms[0].Print, len(ms))
 	}
 	for _, m := range ms {
 		r.expiry.consider(m.ExpiresAt)
