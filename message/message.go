@@ -138,6 +138,25 @@ func (m *Message) SetOrdered(hook, kind string) {
 	m.Attrs[attrHook], m.Attrs[attrType] = hook, kind
 }
 
+// attrKeyOf is the attribute that holds the id of the message which has the key of its order.
+const attrKeyOf = "key_of"
+
+// SetKeyOf notes that m was ordered together with the message first, whose Key is that of them all.
+func (m *Message) SetKeyOf(first ID) {
+	if m.Attrs == nil {
+		m.Attrs = map[string]string{}
+	}
+	m.Attrs[attrKeyOf] = first.String()
+}
+
+// KeyOf returns the id of the message that has the key of the order which m is of: its own, but for SetKeyOf.
+func (m *Message) KeyOf() ID {
+	if id, err := ParseID(m.Attrs[attrKeyOf]); err == nil {
+		return id
+	}
+	return m.ID
+}
+
 // State says what may be done with a queued recipient.
 type State int
 

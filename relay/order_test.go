@@ -267,6 +267,45 @@ func TestTheMailsOfOneOrderAreTakenTogetherAndOnce(t *testing.T) {
 	})
 }
 
+func TestAnOrderOfTwoMailsIsAnsweredByTheWorseOfTheirVerdicts(t *testing.T) {
+	refuses := func(who string) func(*service) {
+		return func(s *service) {
+			s.verdict = func(e message.Envelope) []message.Verdict {
+				if e.To[0] == who+"@example.net" {
+					return []message.Verdict{verdictOf(message.Permanent, message.ScopeRecipient, 550)}
+				}
+				return []message.Verdict{{Class: message.Accepted, Code: 250}}
+			}
+		}
+	}
+	for name, tt := range map[string]struct {
+		set  func(*service)
+		code int
+	}{
+		"both are taken":       {refuses(""), 0},
+		"the first is refused": {refuses("old"), 550},
+		"the other is refused": {refuses("new"), 550},
+		"they hang":            {func(s *service) { s.hang = true }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				g := newRig(t, nil)
+				g.auth.set(tt.set)
+				began := time.Now()
+				if _, err := g.ordered("k", 3*time.Second, "old@example.net", "new@example.net"); codeOf(err) != tt.code || time.Since(began) > 3*time.Second {
+					t.Errorf("answered %v after %v, want %d", err, time.Since(began), tt.code)
+				}
+				time.Sleep(time.Second)
+				again, err := g.ordered("k", 3*time.Second, "old@example.net", "new@example.net")
+				if codeOf(err) != tt.code || tt.code == 0 && !again[0].Repeated {
+					t.Errorf("ordered again: %+v, %v", again, err)
+				}
+				time.Sleep(15 * time.Minute)
+			})
+		})
+	}
+}
+
 func TestAnOrderThatPolicyRefusesIsInHistory(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g := newRig(t, func(c *config.Config) { c.Client["logto"].Streams = []string{"marketing"} })
