@@ -229,12 +229,13 @@ func (h *HTTP) Unbound() <-chan struct{} { return h.unbound }
 const idleLook = 20 * time.Millisecond
 
 // drain answers what is under way. Connections on which nothing is going on stay open for a moment: a request may be on
-// its way there, which whoever sent it would lose.
+// its way there, which whoever sent it would lose. One of which only a part has come gets as long, then it is told.
 func (h *HTTP) drain() error {
 	if waitFor(h.places.empty(), h.Timeouts.Linger) {
 		return nil
 	}
 	over := h.places.empty()
+	h.places.lastCall(time.Now().Add(h.Timeouts.Linger))
 	for end := time.Now().Add(h.Timeouts.Drain / 2); time.Now().Before(end); {
 		h.places.closeIdle()
 		if waitFor(over, idleLook) {

@@ -126,6 +126,7 @@ type refusal struct {
 var (
 	errHTTPFull   = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", tryAgain, true, errors.New("max_connections")}
 	errHTTPSource = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", tryAgain, true, errors.New("max_per_source")}
+	errStops      = &refusal{http.StatusServiceUnavailable, "The service restarts, please try again in a moment.", tryAgain, false, errors.New("gatepost stops")}
 	errForbidden  = &refusal{http.StatusForbidden, "Requests from here are not accepted.", 0, false, errors.New("the address is in no client's networks")}
 )
 
@@ -273,13 +274,17 @@ func (c *httpConn) hurry() {
 func (c *httpConn) tellLate() {
 	over := net.Conn(c)
 	if c.secure != nil {
-		if !c.shaken.Load() || c.secure.ConnectionState().NegotiatedProtocol == "h2" {
+		if !c.shaken.Load() || c.speaksTwo() {
 			return
 		}
 		over = c.secure
 	}
 	status, text, wait := http.StatusRequestTimeout, errSlow.Text, ""
-	if r := c.refusal; r != nil {
+	r := c.refusal
+	if r == nil && c.door.draining.Load() {
+		r = errStops
+	}
+	if r != nil {
 		status, text = r.status, r.text
 		if r.wait > 0 {
 			wait = fmt.Sprintf("Retry-After: %d\r\n", int(r.wait.Seconds()))
@@ -294,6 +299,11 @@ func (c *httpConn) tellLate() {
 		_ = c.secure.CloseWrite() // it is closed soon in any case
 	}
 	c.told.Store(true)
+}
+
+// speaksTwo reports whether HTTP/2 was agreed on. During a handshake that is not known.
+func (c *httpConn) speaksTwo() bool {
+	return c.secure != nil && c.shaken.Load() && c.secure.ConnectionState().NegotiatedProtocol == "h2"
 }
 
 // Write implements net.Conn. After an answer of ours net/http has nothing to say.
@@ -494,6 +504,18 @@ func (p *places) empty() <-chan struct{} {
 	p.waiting = done
 	p.tell()
 	return done
+}
+
+// lastCall ends the reading of all connections at until. HTTP/2 is not to be ended so.
+func (p *places) lastCall(until time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.open {
+		if !c.speaksTwo() {
+			c.until.Store(&until)
+			_ = c.Conn.SetReadDeadline(until) // where it fails the connection has ended
+		}
+	}
 }
 
 // closeIdle closes the connections on which nothing goes on, and nothing has come that nobody has read yet.

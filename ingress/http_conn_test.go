@@ -310,3 +310,39 @@ func TestABodyThatTookItsTimeStillHasTimeToBeQueued(t *testing.T) {
 		}
 	})
 }
+
+func TestADoorThatStopsAnswersAlsoRequestsOfWhichAPartIsMissing(t *testing.T) {
+	d := openHTTP(t, nil, func(o *HTTPOptions, _ *fakeCaller) {
+		o.Timeouts.Linger, o.Timeouts.Drain = 300*time.Millisecond, 1500*time.Millisecond
+	})
+	good := head(authorised, fmt.Sprintf("Content-Length: %d\r\n", len(logtoBody))) + logtoBody
+	type half struct {
+		net.Conn
+		rest, want string
+	}
+	var halves []half
+	for _, at := range []int{5, 60, len(good) - len(logtoBody), len(good) - 10} {
+		for rest, want := range map[string]string{good[at:]: "HTTP/1.1 200 ", "": "HTTP/1.1 503 "} {
+			conn := dialHTTP(t, d)
+			defer conn.Close()
+			io.WriteString(conn, good[:at])
+			halves = append(halves, half{conn, rest, want})
+		}
+	}
+	eventuallyHTTP(t, func() bool { return d.places.count() == len(halves) })
+	time.Sleep(50 * time.Millisecond)
+	d.stop()
+	time.Sleep(100 * time.Millisecond)
+	for _, h := range halves {
+		io.WriteString(h, h.rest)
+	}
+	for _, h := range halves {
+		h.SetDeadline(time.Now().Add(5 * time.Second))
+		if b, err := io.ReadAll(h); err != nil || !strings.HasPrefix(string(b), h.want) || strings.Count(string(b), "HTTP/1.1 ") != 1 {
+			t.Errorf("%d octets after its beginning a request is answered %q, %v; want %s", len(good)-len(h.rest), b, err, h.want)
+		}
+	}
+	if err := d.wait(t); err != nil {
+		t.Errorf("Serve returned %v", err)
+	}
+}

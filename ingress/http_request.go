@@ -113,8 +113,10 @@ func (q *request) end() {
 	if q.counts {
 		q.door.Connections.release(q.hook.Client)
 	}
-	q.conn.serving.Add(-1)
-	q.conn.idle.Store(q.read || q.r.ProtoMajor == 2) // else it is closed
+	if q.read || q.r.ProtoMajor == 2 { // else the connection is closed
+		q.conn.serving.Add(-1)
+		q.conn.idle.Store(true)
+	}
 }
 
 // forwarded takes the caller for whom the nearest proxy says that it is, and so on while that is a proxy that may say so.
@@ -313,6 +315,8 @@ func (q *request) body() ([]byte, error) {
 		case errors.Is(err, io.EOF):
 			q.read = true
 			return body, nil
+		case errors.Is(err, os.ErrDeadlineExceeded) && q.door.draining.Load():
+			return nil, errStops.problem()
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return nil, errSlow
 		case err != nil:
