@@ -62,7 +62,7 @@ type HTTPTimeouts struct {
 	Idle    time.Duration // between requests on one connection: callers keep theirs open (2 min)
 	Refused time.Duration // for one that is refused whatever it asks for (2 s)
 	Drain   time.Duration // when stopping: for requests under way (2 s)
-	Linger  time.Duration // when stopping: for requests that are on their way on open connections (500 ms)
+	Linger  time.Duration // when stopping: for requests that are on their way on open connections; twice that after one (500 ms)
 }
 
 func (t HTTPTimeouts) withDefaults() HTTPTimeouts {
@@ -228,8 +228,9 @@ func (h *HTTP) Unbound() <-chan struct{} { return h.unbound }
 // idleLook is how often a door that stops looks for connections that have become idle.
 const idleLook = 20 * time.Millisecond
 
-// drain answers what is under way. Connections on which nothing is going on stay open for a moment: a request may be on
-// its way there, which whoever sent it would lose. One of which only a part has come gets as long, then it is told.
+// drain answers what is under way. Connections on which nothing is going on stay open for a moment, longer where something
+// was just before: a request may be on its way there, which whoever sent it would lose. One of which only a part has come
+// gets as long, then it is told.
 func (h *HTTP) drain() error {
 	if waitFor(h.places.empty(), h.Timeouts.Linger) {
 		return nil
@@ -237,7 +238,7 @@ func (h *HTTP) drain() error {
 	over := h.places.empty()
 	h.places.lastCall(time.Now().Add(h.Timeouts.Linger))
 	for end := time.Now().Add(h.Timeouts.Drain / 2); time.Now().Before(end); {
-		h.places.closeIdle()
+		h.places.closeIdle(2 * h.Timeouts.Linger)
 		if waitFor(over, idleLook) {
 			return nil
 		}

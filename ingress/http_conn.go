@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -150,6 +151,7 @@ type httpConn struct {
 
 	idle    atomic.Bool               // the next octet begins a request
 	begun   atomic.Pointer[time.Time] // when the last request did
+	active  atomic.Int64              // when it was opened, or a request on it last ended, in nanoseconds
 	serving atomic.Int32              // requests that are answered
 	stopped atomic.Bool               // net/http has ended a read of its own
 	told    atomic.Bool               // there has been an answer that net/http does not know of
@@ -162,6 +164,7 @@ func (h *HTTP) newHTTPConn(raw net.Conn) *httpConn {
 	c.peer = message.Peer{Addr: c.remote.Addr(), UID: peerUID(raw)}
 	c.proxied = slices.ContainsFunc(c.set.ProxyFrom, func(p netip.Prefix) bool { return p.Contains(c.peer.Addr) })
 	c.idle.Store(true)
+	c.active.Store(c.opened.UnixNano())
 	return c
 }
 
@@ -506,30 +509,29 @@ func (p *places) empty() <-chan struct{} {
 	return done
 }
 
-// lastCall ends the reading of all connections at until. HTTP/2 is not to be ended so.
+// lastCall ends at until the reading of connections on which something has come. HTTP/2 is not to be ended so.
 func (p *places) lastCall(until time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for c := range p.open {
-		if !c.speaksTwo() {
+		if !c.idle.Load() && !c.speaksTwo() {
 			c.until.Store(&until)
 			_ = c.Conn.SetReadDeadline(until) // where it fails the connection has ended
 		}
 	}
 }
 
-// closeIdle closes the connections on which nothing goes on, and nothing has come that nobody has read yet.
-func (p *places) closeIdle() {
+// closeIdle closes the connections on which nothing has gone on for a time, and nothing has come that nobody has read yet.
+func (p *places) closeIdle(quiet time.Duration) {
 	p.mu.Lock()
-	var idle []*httpConn
-	for c := range p.open {
-		if c.idle.Load() && !waiting(c.Conn) {
-			idle = append(idle, c)
-		}
-	}
+	all := slices.Collect(maps.Keys(p.open))
 	p.mu.Unlock()
-	for _, c := range idle {
-		c.Close()
+	before := time.Now().Add(-quiet).UnixNano()
+	for _, c := range all {
+		if c.idle.Load() && c.active.Load() <= before && !waiting(c.Conn) {
+			_ = c.CloseWrite() // the caller is to know now: a socket is closed when its reader lets go of it
+			c.Close()
+		}
 	}
 }
 

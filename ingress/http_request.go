@@ -115,6 +115,7 @@ func (q *request) end() {
 	}
 	if q.read || q.r.ProtoMajor == 2 { // else the connection is closed
 		q.conn.serving.Add(-1)
+		q.conn.active.Store(time.Now().UnixNano())
 		q.conn.idle.Store(true)
 	}
 }
