@@ -151,13 +151,14 @@ type Reloaded struct {
 	Egresses  Changes           `json:"egresses"`
 	Upstreams Changes           `json:"upstreams"`
 	Hooks     Changes           `json:"hooks"`
-	Held      int               `json:"held"` // recipients that wait for a stream that is not in the config
+	Templates Changes           `json:"templates"` // files as TYPE/LOCALE.EXT, and "[templates]" for the section
+	Held      int               `json:"held"`      // recipients that wait for a stream that is not in the config
 	Warnings  []*config.Problem `json:"warnings,omitempty"`
 }
 
-// Count returns how many sections changed in any way.
+// Count returns how many sections and templates changed in any way.
 func (r Reloaded) Count() (n int) {
-	for _, c := range []Changes{r.Listeners, r.Clients, r.Streams, r.Egresses, r.Upstreams, r.Hooks} {
+	for _, c := range []Changes{r.Listeners, r.Clients, r.Streams, r.Egresses, r.Upstreams, r.Hooks, r.Templates} {
 		n += len(c.Added) + len(c.Removed) + len(c.Changed)
 	}
 	return n

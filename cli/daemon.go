@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"gatepost/admin"
+	"gatepost/compose"
 	"gatepost/config"
 	"gatepost/event"
 	"gatepost/ingress"
@@ -41,7 +42,6 @@ type daemon struct {
 	budget      *ingress.Budget
 	connections *ingress.Connections
 	limits      *ingress.Limits
-	templates   ingress.Templates
 	orders      *admin.OrderCounter
 	now         atomic.Pointer[setup]
 	admin       net.Listener
@@ -61,8 +61,9 @@ type options struct {
 
 // setup is what a reload replaces, never changed in place.
 type setup struct {
-	cfg   *config.Config
-	doors []door // by name
+	cfg       *config.Config
+	doors     []door             // by name
+	templates *compose.Templates // nil where nobody uses them
 }
 
 // binder binds the address of a listener; ingress.Listen, but in the demo.
@@ -96,14 +97,15 @@ func (d *daemon) open(ctx context.Context, cfg *config.Config) (err error) {
 	}
 	d.budget, d.connections = ingress.NewBudget(cfg.Limits.BytesInFlight), ingress.NewConnections(d.maxConnections)
 	d.limits = ingress.NewLimits()
-	if d.templates, err = doorTemplates(cfg); err != nil {
-		return err
-	}
-	doors, err := d.openDoors(ctx, cfg, nil)
+	templates, err := loadTemplates(cfg)
 	if err != nil {
 		return err
 	}
-	d.now.Store(&setup{cfg, doors})
+	doors, err := d.openDoors(ctx, cfg, templates, nil)
+	if err != nil {
+		return err
+	}
+	d.now.Store(&setup{cfg, doors, templates})
 	d.admin, err = admin.Listen(cfg.StateDir) // the store holds the directory's lock
 	return err
 }

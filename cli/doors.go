@@ -30,11 +30,12 @@ type socket struct {
 	// reconfigure makes ready what a config changes about the listener: ingress has it.
 	reconfigure func(cfg *config.Config, l *config.Listen, templates ingress.Templates) (apply func(), err error)
 	stop        context.CancelFunc // ends its serving; nil until it serves
+	unbind      func()             // after stop: returns when the address is free
 }
 
 // openDoors returns a door for every listener of cfg, by name: those of open that are at its address already, and for
 // the others new ones. It changes nothing of those that are open, and on an error leaves nothing bound.
-func (d *daemon) openDoors(ctx context.Context, cfg *config.Config, open []door) (doors []door, err error) {
+func (d *daemon) openDoors(ctx context.Context, cfg *config.Config, templates *compose.Templates, open []door) (doors []door, err error) {
 	var made []door
 	for _, name := range slices.Sorted(maps.Keys(cfg.Listen)) {
 		l := cfg.Listen[name]
@@ -42,7 +43,7 @@ func (d *daemon) openDoors(ctx context.Context, cfg *config.Config, open []door)
 			doors = append(doors, door{l, there})
 			continue
 		}
-		s, err := d.newSocket(ctx, cfg, l)
+		s, err := d.newSocket(ctx, cfg, templates, l)
 		if err != nil {
 			return nil, errors.Join(err, closeDoors(made))
 		}
@@ -51,17 +52,13 @@ func (d *daemon) openDoors(ctx context.Context, cfg *config.Config, open []door)
 	return doors, nil
 }
 
-// doorTemplates reads the templates that the HTTP door fills in; nil where nobody would use them. loadConfig has told
+// loadTemplates reads the templates that the HTTP door fills in; nil where nobody would use them. loadConfig has told
 // what is wrong with them.
-func doorTemplates(cfg *config.Config) (ingress.Templates, error) {
+func loadTemplates(cfg *config.Config) (*compose.Templates, error) {
 	if len(cfg.Hook) == 0 {
 		return nil, nil
 	}
-	t, err := compose.Load(cfg.Templates, cfg.Upstream)
-	if err != nil {
-		return nil, err
-	}
-	return ingress.NewTemplates(t), nil
+	return compose.Load(cfg.Templates, cfg.Upstream)
 }
 
 // socketAt returns the one among open that l goes on with: of the same name, address and protocol. Nothing else about a
@@ -107,8 +104,8 @@ func collide(a, b string) bool {
 }
 
 // newSocket binds the address of l.
-func (d *daemon) newSocket(ctx context.Context, cfg *config.Config, l *config.Listen) (*socket, error) {
-	s, err := d.newServer(cfg, l)
+func (d *daemon) newSocket(ctx context.Context, cfg *config.Config, templates *compose.Templates, l *config.Listen) (*socket, error) {
+	s, err := d.newServer(cfg, templates, l)
 	if err != nil {
 		return nil, err
 	}
@@ -117,16 +114,17 @@ func (d *daemon) newSocket(ctx context.Context, cfg *config.Config, l *config.Li
 }
 
 // newServer makes what speaks the protocol of l. Nothing is bound yet.
-func (d *daemon) newServer(cfg *config.Config, l *config.Listen) (*socket, error) {
+func (d *daemon) newServer(cfg *config.Config, templates *compose.Templates, l *config.Listen) (*socket, error) {
 	s := &socket{protocol: l.Protocol}
 	if l.HTTP() {
-		server, err := ingress.NewHTTP(ingress.HTTPOptions{Config: cfg, Listen: l.Name, Caller: acceptor{d.relay, d.hurry}, Templates: d.templates,
-			Budget: d.budget, Limits: d.limits, Reserve: d.sendsAuth, Log: d.log.Logger,
+		server, err := ingress.NewHTTP(ingress.HTTPOptions{Config: cfg, Listen: l.Name, Caller: acceptor{d.relay, d.hurry}, Templates: ingress.NewTemplates(templates),
+			Budget: d.budget, Limits: d.limits, Connections: d.connections, Reserve: d.sendsAuth, Log: d.log.Logger,
 			Timeouts: ingress.HTTPTimeouts{Linger: drainHTTP, Drain: drainDoors + drainAnswer - drainHTTP}})
 		if err != nil {
 			return nil, err
 		}
 		s.served, s.reconfigure = server, server.Reconfigure
+		s.unbind = func() { <-server.Unbound() }
 		return s, nil
 	}
 	server, err := ingress.NewSMTP(ingress.SMTPOptions{Listen: l, Hostname: cfg.Hostname, Acceptor: acceptor{d.relay, d.hurry},
@@ -136,6 +134,7 @@ func (d *daemon) newServer(cfg *config.Config, l *config.Listen) (*socket, error
 		return nil, err
 	}
 	s.served = server
+	s.unbind = func() { _ = s.ln.Close() } // serving ends with it, too
 	s.reconfigure = func(cfg *config.Config, l *config.Listen, _ ingress.Templates) (func(), error) {
 		return server.Reconfigure(l, cfg.Hostname)
 	}
@@ -143,10 +142,10 @@ func (d *daemon) newServer(cfg *config.Config, l *config.Listen) (*socket, error
 }
 
 // reconfigure makes ready what cfg changes about doors, and returns what puts it in force.
-func reconfigure(doors []door, cfg *config.Config, templates ingress.Templates) (apply func(), err error) {
+func reconfigure(doors []door, cfg *config.Config, templates *compose.Templates) (apply func(), err error) {
 	var steps []func()
 	for _, o := range doors {
-		step, err := o.reconfigure(cfg, o.listen, templates)
+		step, err := o.reconfigure(cfg, o.listen, ingress.NewTemplates(templates))
 		if err != nil {
 			return nil, err
 		}

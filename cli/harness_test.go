@@ -208,6 +208,16 @@ func (g *gateway) write(config string) {
 	}
 }
 
+// withDoor adds a listener for HTTP at address, with a hook that nobody has the token of.
+func (g *gateway) withDoor(address string) {
+	g.t.Helper()
+	if err := os.WriteFile(filepath.Join(g.dir, "web.token"), []byte("0123456789abcdef\n"), 0o600); err != nil {
+		g.t.Fatal(err)
+	}
+	g.replace("[client.logto]", fmt.Sprintf("[listen.http]\naddress = %q\nclients = [\"web\"]\n[client.web]\nnetworks = [\"127.0.0.0/8\"]\ntoken_files = [\"web.token\"]\n"+
+		"streams = [\"auth\"]\n[hook.web]\nadapter = \"logto\"\nclient = \"web\"\nstream = \"auth\"\n[client.logto]", address))
+}
+
 // replace edits the config.
 func (g *gateway) replace(old, new string) {
 	g.t.Helper()

@@ -41,21 +41,21 @@ func (d *daemon) reload(ctx context.Context) (admin.Reloaded, error) {
 	d.sayReloading()
 	defer d.notify(sd.SdNotifyReady)
 	old := d.now.Load()
-	cfg, err := d.replace(ctx, old)
+	now, err := d.replace(ctx, old)
 	if err != nil {
 		d.log.LogAttrs(ctx, slog.LevelError, "reload failed, the config in force stays", slog.String("err", strings.ReplaceAll(err.Error(), "\n", "; ")))
 		return admin.Reloaded{}, refusedReload(err)
 	}
-	for _, w := range cfg.Warnings {
+	for _, w := range now.cfg.Warnings {
 		d.log.LogAttrs(ctx, slog.LevelWarn, "config warning", slog.String("text", w.Error()), slog.String("hint", w.Hint))
 	}
-	done, err := d.changes(ctx, old.cfg, cfg)
+	done, err := d.changes(ctx, old, now)
 	d.log.LogAttrs(ctx, slog.LevelInfo, "config reloaded", slog.Int("changes", done.Count()), slog.Int("held", done.Held))
 	return done, err
 }
 
-// replace does the work of reload and returns the config that holds now.
-func (d *daemon) replace(ctx context.Context, old *setup) (*config.Config, error) {
+// replace does the work of reload and returns what holds now.
+func (d *daemon) replace(ctx context.Context, old *setup) (*setup, error) {
 	cfg, err := loadConfig(old.cfg.File)
 	if err != nil {
 		return nil, err
@@ -63,11 +63,11 @@ func (d *daemon) replace(ctx context.Context, old *setup) (*config.Config, error
 	if err := errors.Join(fixed(old.cfg, cfg), takenPorts(old.doors, cfg)); err != nil {
 		return nil, err
 	}
-	templates, err := doorTemplates(cfg)
+	templates, err := loadTemplates(cfg)
 	if err != nil {
 		return nil, err
 	}
-	doors, err := d.openDoors(context.WithoutCancel(ctx), cfg, old.doors)
+	doors, err := d.openDoors(context.WithoutCancel(ctx), cfg, templates, old.doors)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,8 @@ func (d *daemon) replace(ctx context.Context, old *setup) (*config.Config, error
 	if err != nil {
 		return nil, errors.Join(err, closeDoors(added))
 	}
-	d.now.Store(&setup{cfg, doors})
+	now := &setup{cfg, doors, templates}
+	d.now.Store(now)
 	d.log.use(cfg.Log)
 	apply()
 	for _, o := range added {
@@ -89,9 +90,9 @@ func (d *daemon) replace(ctx context.Context, old *setup) (*config.Config, error
 	for _, o := range removed {
 		d.logDoor(o, "listener closes")
 		o.stop()
-		_ = o.ln.Close() // at once, since the next reload may want the address; o.stop does it too
+		o.unbind() // before the next reload, which may want the address
 	}
-	return cfg, nil
+	return now, nil
 }
 
 // fixed returns a Problem for each key that differs and cannot change while gatepost runs.
@@ -120,11 +121,15 @@ func refusedReload(err error) error {
 }
 
 // changes tells how now differs from old, and how much mail waits for a stream that is not there.
-func (d *daemon) changes(ctx context.Context, old, now *config.Config) (admin.Reloaded, error) {
+func (d *daemon) changes(ctx context.Context, before, after *setup) (admin.Reloaded, error) {
+	old, now := before.cfg, after.cfg
 	r := admin.Reloaded{
 		Listeners: differ(old.Listen, now.Listen), Clients: differ(old.Client, now.Client), Streams: differ(old.Stream, now.Stream),
 		Egresses: differ(old.Egress, now.Egress), Upstreams: differ(old.Upstream, now.Upstream), Hooks: differ(old.Hook, now.Hook),
-		Warnings: now.Warnings,
+		Templates: differ(before.templates.Sums(), after.templates.Sums()), Warnings: now.Warnings,
+	}
+	if old.Templates != now.Templates {
+		r.Templates.Changed = append([]string{"[templates]"}, r.Templates.Changed...)
 	}
 	waiting, err := d.store.Lanes(ctx)
 	if err != nil {

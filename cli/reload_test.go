@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/smtp"
 	"net/textproto"
@@ -84,6 +85,86 @@ func TestBrokenTemplatesChangeNothingAndAreToldWithTheirLines(t *testing.T) {
 	g.queued("127.0.0.1", fromAuth, "ann@example.org")
 	write("<p>{{ code }}</p>")
 	g.ok("reload")
+}
+
+func TestAReloadTellsWhichTemplatesChanged(t *testing.T) {
+	g := newGateway(t)
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		file := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("SignIn/en.html", "<p>{{ code }}</p>")
+	write("SignIn/de.html", "<p>{{ code }}</p>")
+	g.withDoor(freeAddress(t))
+	g.replace("[listen.smtp]", fmt.Sprintf("[templates]\ndir = %q\n[listen.smtp]", dir))
+	g.start()
+	write("SignIn/en.html", "<p>Your code: {{ code }}</p>")
+	write("Register/ja.txt", "{{ code }}")
+	if err := os.Remove(filepath.Join(dir, "SignIn/de.html")); err != nil {
+		t.Fatal(err)
+	}
+	var done admin.Reloaded
+	g.into(&done, "reload")
+	if c := done.Templates; !slices.Equal(c.Changed, []string{"SignIn/en.html"}) || !slices.Equal(c.Added, []string{"Register/ja.txt"}) ||
+		!slices.Equal(c.Removed, []string{"SignIn/de.html"}) || done.Count() != 3 {
+		t.Errorf("the reload tells %+v", done)
+	}
+	g.replace("[templates]", "[templates]\nsender_name = \"Example\"")
+	if out := g.ok("reload"); out != "templates changed: [templates]\n" {
+		t.Errorf("the reload says %q", out)
+	}
+}
+
+func TestAnHTTPListenerThatGoesAnswersWhoeverHasConnected(t *testing.T) {
+	g := newGateway(t)
+	without := g.text()
+	address := freeAddress(t)
+	g.withDoor(address)
+	g.start()
+	with := g.text()
+	end := make(chan struct{})
+	var answered, lost atomic.Int64
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-end:
+					return
+				default:
+				}
+				conn, err := net.DialTimeout("tcp", address, 100*time.Millisecond)
+				if err != nil {
+					continue // nobody listens
+				}
+				_ = conn.SetDeadline(time.Now().Add(patient))
+				_, sent := io.WriteString(conn, "POST /hooks/web HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+				if b, err := io.ReadAll(conn); sent != nil || err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 ") { // by the config before, or after
+					lost.Add(1)
+				} else {
+					answered.Add(1)
+				}
+				conn.Close()
+			}
+		})
+	}
+	for range 4 {
+		before := answered.Load()
+		g.until("requests are answered", func() bool { return answered.Load() > before+50 })
+		g.write(without)
+		g.ok("reload")
+		g.write(with) // its address is free at once
+		g.ok("reload")
+	}
+	close(end)
+	wg.Wait()
+	if n := lost.Load(); n > 0 {
+		t.Errorf("%d of %d connections got no answer", n, n+answered.Load())
+	}
 }
 
 func TestABrokenConfigChangesNothingAndIsToldWithItsLines(t *testing.T) {

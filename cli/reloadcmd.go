@@ -42,7 +42,7 @@ func (a *app) printReloaded(r admin.Reloaded) error {
 		name string
 		of   admin.Changes
 	}{{"listeners", r.Listeners}, {"clients", r.Clients}, {"streams", r.Streams}, {"egresses", r.Egresses}, {"upstreams", r.Upstreams},
-		{"hooks", r.Hooks}} {
+		{"hooks", r.Hooks}, {"templates", r.Templates}} {
 		for _, change := range []struct {
 			what  string
 			names []string

@@ -269,11 +269,7 @@ A file that is there already is never overwritten.`,
 			if err != nil {
 				return err
 			}
-			files, err := compose.Export(s)
-			if err != nil {
-				return err
-			}
-			return a.writeTemplates(args[0], files)
+			return a.writeTemplates(args[0], compose.Export(s))
 		}),
 	}
 }

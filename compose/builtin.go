@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	texttemplate "text/template"
 
 	"github.com/BurntSushi/toml"
@@ -74,45 +75,69 @@ func fonts(locale string) string {
 	return latin + "," + own[locale] + "sans-serif"
 }
 
-// builtIn makes the built-in templates for the brand.
-func (l *loader) builtIn() error {
-	layouts, err := texttemplate.New("").Delims("[[", "]]").ParseFS(builtin, "builtin/layout.html", "builtin/layout.txt")
-	if err != nil {
-		return fmt.Errorf("read the built-in layouts: %w", err)
-	}
-	files, err := fs.Glob(builtin, "builtin/*.toml")
-	if err != nil {
-		return fmt.Errorf("list the built-in languages: %w", err)
-	}
-	for _, file := range files {
-		if err := l.builtInLocale(layouts, file, strings.TrimSuffix(path.Base(file), ".toml")); err != nil {
-			return fmt.Errorf("make the built-in templates of %s: %w", file, err)
-		}
-	}
-	return nil
+// builtIns makes the built-in templates for a brand, each when it is first asked for: a gatepost that starts, or checks a
+// config, uses few of them or none. That nothing is wrong with them, tests hold.
+type builtIns struct {
+	settings config.Templates
+	layouts  func() *texttemplate.Template
+	wordings map[language.Tag]func() *wording
+	names    map[language.Tag]string // of the languages, as the files have them
 }
 
-func (l *loader) builtInLocale(layouts *texttemplate.Template, file, locale string) error {
-	w, err := readWording(file)
+func newBuiltIns(s config.Templates) *builtIns {
+	b := &builtIns{settings: s, wordings: map[language.Tag]func() *wording{}, names: map[language.Tag]string{}}
+	b.layouts = sync.OnceValue(func() *texttemplate.Template {
+		return texttemplate.Must(texttemplate.New("").Delims("[[", "]]").ParseFS(builtin, "builtin/layout.html", "builtin/layout.txt"))
+	})
+	files, err := fs.Glob(builtin, "builtin/*.toml")
 	if err != nil {
-		return err
+		panic(err) // the pattern is wrong
 	}
-	for _, t := range types {
-		s, err := makeSource(layouts, w, t, locale, l.settings, false)
-		if err != nil {
-			return err
-		}
-		if t.Needs == "code" {
-			if s.linked, err = makeSource(layouts, w, t, locale, l.settings, true); err != nil {
-				return err
+	for _, file := range files {
+		name := strings.TrimSuffix(path.Base(file), ".toml")
+		tag := language.Make(name)
+		b.names[tag] = name
+		b.wordings[tag] = sync.OnceValue(func() *wording {
+			w, err := readWording(file)
+			if err != nil {
+				panic(fmt.Errorf("read the built-in templates of %s: %w", file, err))
 			}
-		}
-		if l.sources[t.Name] == nil {
-			l.sources[t.Name] = map[language.Tag]*source{}
-		}
-		l.sources[t.Name][language.Make(locale)] = s
+			return w
+		})
 	}
-	return nil
+	return b
+}
+
+// source returns the built-in template of a type and language; nil where there is none.
+func (b *builtIns) source(name string, tag language.Tag) *source {
+	kind, known := builtInType(name)
+	if !known || b.wordings[tag] == nil {
+		return nil
+	}
+	build := func(link bool) *source {
+		s, err := makeSource(b.layouts(), b.wordings[tag](), kind, b.names[tag], b.settings, link)
+		if err != nil {
+			panic(fmt.Errorf("make the built-in template %s/%s: %w", name, tag, err))
+		}
+		return s
+	}
+	s := build(false)
+	if kind.Needs == "code" {
+		s.linked = build(true)
+	}
+	return s
+}
+
+// template returns what makes the built-in template of a type and language, once.
+func (b *builtIns) template(kind Type, tag language.Tag) func() *template {
+	return sync.OnceValue(func() *template {
+		l := &loader{settings: b.settings}
+		t := l.template(kind, tag, b.source(kind.Name, tag))
+		for _, p := range l.problems {
+			panic(fmt.Errorf("the built-in template %s/%s: %w", kind.Name, tag, p))
+		}
+		return t
+	})
 }
 
 // readWording reads a language's strings. A string that is missing is an error: nobody would see it before a reader does.

@@ -8,6 +8,7 @@
 package compose
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -31,12 +32,24 @@ type Templates struct {
 	types    map[string]*family
 	settings config.Templates
 	brand    map[string]string // values by name; names that are missing come from the request
+	sums     Sums
+}
+
+// Sums are the SHA-256 sums of files, by name.
+type Sums map[string]*[sha256.Size]byte
+
+// Sums returns those of the files of the directory, TYPE/LOCALE.EXT: whoever has loaded it anew can tell what has changed.
+func (t *Templates) Sums() Sums {
+	if t == nil {
+		return nil
+	}
+	return t.sums
 }
 
 // family holds the templates of one type.
 type family struct {
 	Type
-	byLocale map[language.Tag]*template
+	byLocale map[language.Tag]func() *template
 	order    []language.Tag // sorted by name
 	matcher  language.Matcher
 }
@@ -97,6 +110,9 @@ func (e *Error) Error() string {
 }
 
 func bad(field, format string, a ...any) *Error { return &Error{field, fmt.Sprintf(format, a...)} }
+
+// Knows reports whether there is a template of that type.
+func (t *Templates) Knows(kind string) bool { return t.types[kind] != nil }
 
 // Render composes the mail that r asks for. Its errors are *Error.
 func (t *Templates) Render(r Request) (*Mail, error) {

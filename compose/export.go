@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/text/language"
-
 	"gatepost/config"
 )
 
@@ -19,21 +17,19 @@ type File struct {
 
 // Export returns the built-in templates as files to begin with, in the colour of s and with the places that its brand
 // fills. They mean what the built-in ones mean.
-func Export(s config.Templates) ([]File, error) {
-	l := &loader{settings: s, sources: map[string]map[language.Tag]*source{}}
-	if err := l.builtIn(); err != nil {
-		return nil, err
-	}
+func Export(s config.Templates) []File {
+	b := newBuiltIns(s)
 	var files []File
-	for _, kind := range slices.Sorted(maps.Keys(l.sources)) {
-		for tag, src := range l.sources[kind] {
-			name := kind + "/" + tag.String()
+	for _, kind := range types {
+		for tag := range b.names {
+			src := b.source(kind.Name, tag)
+			name := kind.Name + "/" + tag.String()
 			about := fmt.Sprintf("subject   = %s\npreheader = %s\n", quote(src.about.subject.value), quote(src.about.preheader.value))
 			files = append(files, File{name + ".html", src.html.content}, File{name + ".txt", src.text.content}, File{name + ".toml", about})
 		}
 	}
 	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Name, b.Name) })
-	return files, nil
+	return files
 }
 
 // quote writes s as a TOML string of one line.
@@ -69,7 +65,7 @@ func (t *Templates) List() []Listed {
 	for _, name := range slices.Sorted(maps.Keys(t.types)) {
 		f := t.types[name]
 		for _, tag := range f.order {
-			in := f.byLocale[tag]
+			in := f.byLocale[tag]()
 			l := Listed{Type: name, Locale: tag.String(), Subject: in.subject.String(), Files: append([]string{}, in.files...)}
 			for upstream, p := range in.upstream {
 				if l.Kept == nil {

@@ -2,6 +2,7 @@ package compose
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -30,16 +31,18 @@ const (
 // Load makes the built-in templates for the brand in s, and reads those of its directory over them. upstreams are those
 // that templates may name; nil allows any name. Its error joins *config.Problem, all there are.
 func Load(s config.Templates, upstreams map[string]*config.Upstream) (*Templates, error) {
-	l := &loader{settings: s, upstreams: upstreams, sources: map[string]map[language.Tag]*source{}}
-	if err := l.builtIn(); err != nil {
-		return nil, err
-	}
+	l := &loader{settings: s, upstreams: upstreams, builtIns: newBuiltIns(s), sources: map[string]map[language.Tag]*source{}, sums: Sums{}}
 	if s.Dir != "" {
 		l.directory()
 	}
-	t := &Templates{types: map[string]*family{}, settings: s, brand: brandOf(s)}
+	t := &Templates{types: map[string]*family{}, settings: s, brand: brandOf(s), sums: l.sums}
+	for _, kind := range types {
+		t.types[kind.Name] = l.family(kind)
+	}
 	for _, name := range slices.Sorted(maps.Keys(l.sources)) {
-		t.types[name] = l.family(name)
+		if t.types[name] == nil {
+			t.types[name] = l.family(notice(name))
+		}
 	}
 	l.checkDefault(t)
 	l.try(t)
@@ -70,7 +73,9 @@ func ordered(ps []*config.Problem) []*config.Problem {
 type loader struct {
 	settings  config.Templates
 	upstreams map[string]*config.Upstream
-	sources   map[string]map[language.Tag]*source
+	builtIns  *builtIns
+	sources   map[string]map[language.Tag]*source // of the directory, over the built-in ones
+	sums      Sums
 	problems  []*config.Problem
 	warnings  []*config.Problem
 }
@@ -199,7 +204,9 @@ func (l *loader) file(all fs.FS, name string, tag language.Tag, file string) {
 	}
 	s := l.sources[name][tag]
 	if s == nil {
-		s = &source{}
+		if s = l.builtIns.source(name, tag); s == nil {
+			s = &source{}
+		}
 		l.sources[name][tag] = s
 	}
 	if ext := path.Ext(file); ext == ".toml" {
@@ -231,6 +238,7 @@ func (l *loader) read(all fs.FS, file string) (string, bool) {
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	l.sums[file] = new(sha256.Sum256(data))
 	content := strings.ReplaceAll(strings.TrimPrefix(string(data), "\ufeff"), "\r\n", "\n")
 	at := strings.IndexByte(content, 0)
 	switch {
@@ -249,14 +257,16 @@ func (l *loader) read(all fs.FS, file string) (string, bool) {
 }
 
 // family cuts up the templates of one type.
-func (l *loader) family(name string) *family {
-	kind, known := builtInType(name)
-	if !known {
-		kind = notice(name)
+func (l *loader) family(kind Type) *family {
+	f := &family{Type: kind, byLocale: map[language.Tag]func() *template{}}
+	if _, known := builtInType(kind.Name); known {
+		for tag := range l.builtIns.names {
+			f.byLocale[tag] = l.builtIns.template(kind, tag)
+		}
 	}
-	f := &family{Type: kind, byLocale: map[language.Tag]*template{}}
-	for tag, s := range l.sources[name] {
-		f.byLocale[tag] = l.template(kind, tag, s)
+	for tag, s := range l.sources[kind.Name] {
+		t := l.template(kind, tag, s)
+		f.byLocale[tag] = func() *template { return t }
 	}
 	f.arrange()
 	return f
@@ -275,12 +285,11 @@ func (l *loader) try(t *Templates) {
 	if len(l.problems) > 0 {
 		return
 	}
-	for _, f := range t.types {
-		for tag, in := range f.byLocale {
-			if len(in.files) == 0 {
-				continue
-			}
-			r := Sample(f.Name, tag)
+	for name, sources := range l.sources {
+		f := t.types[name]
+		for tag := range sources {
+			in := f.byLocale[tag]()
+			r := Sample(name, tag)
 			if _, err := t.render(f, in, &r); err != nil {
 				l.bad(in.files[0], 1, "", "", "cannot be filled in with sample values: %v", err)
 			}

@@ -50,9 +50,9 @@ func (t *Templates) find(f *family, wanted []language.Tag) (*template, *family) 
 		}
 	}
 	if len(f.order) > 0 && f.Needs != generic.Needs { // its own language is better than what Generic cannot say
-		return f.byLocale[f.order[0]], f
+		return f.byLocale[f.order[0]](), f
 	}
-	return generic.byLocale[generic.order[0]], generic
+	return generic.byLocale[generic.order[0]](), generic
 }
 
 // match returns the template in the first of the wanted languages that there is one for, or nil. near also takes other
@@ -67,7 +67,7 @@ func (f *family) match(wanted []language.Tag, near, chinese bool) *template {
 			continue
 		}
 		if confidence >= language.High || confidence == language.Low && (chinese || base(tag) != chineseBase) {
-			return f.byLocale[f.order[i]]
+			return f.byLocale[f.order[i]]()
 		}
 	}
 	return nil

@@ -64,7 +64,7 @@ type HTTPTimeouts struct {
 	Idle    time.Duration // between requests on one connection: callers keep theirs open (2 min)
 	Refused time.Duration // for one that is refused whatever it asks for (2 s)
 	Drain   time.Duration // when stopping: for requests under way (2 s)
-	Linger  time.Duration // when stopping: for requests that are on their way on open connections (500 ms)
+	Linger  time.Duration // when stopping: for requests that are on their way on open connections; twice that after one (500 ms)
 }
 
 func (t HTTPTimeouts) withDefaults() HTTPTimeouts {
@@ -83,17 +83,20 @@ func (t HTTPTimeouts) withDefaults() HTTPTimeouts {
 	return t
 }
 
-// HTTPOptions is what an HTTP door needs. All fields but Reserve and Timeouts are required.
+// HTTPOptions is what an HTTP door needs. All fields but Connections, Reserve and Timeouts are required.
 type HTTPOptions struct {
 	Config    *config.Config // as at the start; see Reconfigure
 	Listen    string         // name of the listener in it
 	Caller    Caller
-	Templates Templates                // see Reconfigure
-	Budget    *Budget                  // shared by all doors
-	Limits    *Limits                  // shared by all doors
-	Reserve   func(client string) bool // whether the client may use the reserve of the budget: it sends auth mail; nil for nobody
-	Log       *slog.Logger
-	Timeouts  HTTPTimeouts
+	Templates Templates // see Reconfigure
+	Budget    *Budget   // shared by all doors
+	Limits    *Limits   // shared by all doors
+	// Connections is shared by all doors; nil sets clients no limits of their own. Whose a connection is only its requests
+	// tell, so that each of those counts while it is under way.
+	Connections *Connections
+	Reserve     func(client string) bool // whether the client may use the reserves: it sends auth mail; nil for nobody
+	Log         *slog.Logger
+	Timeouts    HTTPTimeouts
 }
 
 // HTTP is a door that speaks HTTP/1.1, and HTTP/2 over TLS. It takes orders for mail: POST /hooks/NAME, in the form that
@@ -105,6 +108,7 @@ type HTTP struct {
 	server   *http.Server
 	places   *places
 	draining atomic.Bool
+	unbound  chan struct{}   // closed with the listener
 	turned   rate.Sometimes  // lines about requests of strangers: a flood must not fill the log
 	life     context.Context // given to Accept: outlives callers and the stop signal, ends when connections are cut
 	cut      context.CancelFunc
@@ -133,7 +137,10 @@ func NewHTTP(o HTTPOptions) (*HTTP, error) {
 	if o.Reserve == nil {
 		o.Reserve = func(string) bool { return false }
 	}
-	h := &HTTP{HTTPOptions: o, places: newPlaces(), turned: rate.Sometimes{Interval: 10 * time.Second}}
+	if o.Connections == nil {
+		o.Connections = NewConnections(func(string) int { return 0 })
+	}
+	h := &HTTP{HTTPOptions: o, places: newPlaces(), unbound: make(chan struct{}), turned: rate.Sometimes{Interval: 10 * time.Second}}
 	apply, err := h.Reconfigure(o.Config, o.Config.Listen[o.Listen], o.Templates)
 	if err != nil {
 		return nil, err
@@ -216,18 +223,24 @@ func (h *HTTP) Serve(ctx context.Context, ln net.Listener) error {
 	return errors.Join(err, h.drain())
 }
 
+// Unbound returns a channel that is closed when Serve, whose context has ended, has taken in who had connected and closed
+// its listener: the address is free then.
+func (h *HTTP) Unbound() <-chan struct{} { return h.unbound }
+
 // idleLook is how often a door that stops looks for connections that have become idle.
 const idleLook = 20 * time.Millisecond
 
-// drain answers what is under way. Connections on which nothing is going on stay open for a moment: a request may be on
-// its way there, which whoever sent it would lose.
+// drain answers what is under way. Connections on which nothing is going on stay open for a moment, longer where something
+// was just before: a request may be on its way there, which whoever sent it would lose. One of which only a part has come
+// gets as long, then it is told.
 func (h *HTTP) drain() error {
 	if waitFor(h.places.empty(), h.Timeouts.Linger) {
 		return nil
 	}
 	over := h.places.empty()
+	h.places.lastCall(time.Now().Add(h.Timeouts.Linger))
 	for end := time.Now().Add(h.Timeouts.Drain / 2); time.Now().Before(end); {
-		h.places.closeIdle()
+		h.places.closeIdle(2 * h.Timeouts.Linger)
 		if waitFor(over, idleLook) {
 			return nil
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -20,7 +21,7 @@ import (
 )
 
 // httpListener gives each connection its place. Those for which there is none, or who are nobody's, are served too, for a
-// moment: they are told so.
+// moment: they are told so, or turn out to be in the reserve.
 type httpListener struct {
 	net.Listener
 	door   *HTTP
@@ -59,7 +60,8 @@ func (l *httpListener) Accept() (net.Conn, error) {
 			continue
 		}
 		if c.set.tls != nil {
-			return tls.Server(c, c.set.tls.current()), nil
+			c.secure = tls.Server(c, c.set.tls.current())
+			return c.secure, nil
 		}
 		return c, nil
 	}
@@ -106,7 +108,10 @@ func (l *httpListener) setDeadline(t time.Time) bool {
 
 // Close implements net.Listener. It closes once.
 func (l *httpListener) Close() error {
-	l.closed.Do(func() { l.err = l.Listener.Close() })
+	l.closed.Do(func() {
+		l.err = l.Listener.Close()
+		close(l.door.unbound)
+	})
 	return l.err
 }
 
@@ -115,13 +120,15 @@ type refusal struct {
 	status int
 	text   string
 	wait   time.Duration // for Retry-After; 0 for none
+	full   bool          // not for clients that send auth mail: what the others take is not to keep them out
 	err    error         // for the log
 }
 
 var (
-	errHTTPFull   = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", tryAgain, errors.New("max_connections")}
-	errHTTPSource = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", tryAgain, errors.New("max_per_source")}
-	errForbidden  = &refusal{http.StatusForbidden, "Requests from here are not accepted.", 0, errors.New("the address is in no client's networks")}
+	errHTTPFull   = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", tryAgain, true, errors.New("max_connections")}
+	errHTTPSource = &refusal{http.StatusServiceUnavailable, "Too many connections, please try again in a moment.", tryAgain, true, errors.New("max_per_source")}
+	errStops      = &refusal{http.StatusServiceUnavailable, "The service restarts, please try again in a moment.", tryAgain, false, errors.New("gatepost stops")}
+	errForbidden  = &refusal{http.StatusForbidden, "Requests from here are not accepted.", 0, false, errors.New("the address is in no client's networks")}
 )
 
 // httpConn is a caller's connection as net/http sees it.
@@ -130,24 +137,34 @@ type httpConn struct {
 	door    *HTTP
 	set     *httpSettings // as it was accepted
 	refusal *refusal      // nil where it is served
-	until   time.Time     // the end of one that is refused
+	beyond  bool          // it has one of the places beyond max_connections
 	source  source        // that it is counted at
+	opened  time.Time
+	until   atomic.Pointer[time.Time] // the end of one that is refused; nil where there is none
 
 	proxy   sync.Once // a PROXY header comes first
 	proxied bool
 	remote  netip.AddrPort // who called, or the balancer until its header is read
 	peer    message.Peer
+	secure  *tls.Conn   // over it; nil without TLS
+	shaken  atomic.Bool // the handshake is over
 
 	idle    atomic.Bool               // the next octet begins a request
 	begun   atomic.Pointer[time.Time] // when the last request did
+	active  atomic.Int64              // when it was opened, or a request on it last ended, in nanoseconds
+	serving atomic.Int32              // requests that are answered
+	stopped atomic.Bool               // net/http has ended a read of its own
+	told    atomic.Bool               // there has been an answer that net/http does not know of
+	hurried atomic.Bool               // it made room for another
 	closing sync.Once
 }
 
 func (h *HTTP) newHTTPConn(raw net.Conn) *httpConn {
-	c := &httpConn{Conn: raw, door: h, set: h.settings.Load(), remote: addrPort(raw.RemoteAddr()), source: unknown}
+	c := &httpConn{Conn: raw, door: h, set: h.settings.Load(), remote: addrPort(raw.RemoteAddr()), source: unknown, opened: time.Now()}
 	c.peer = message.Peer{Addr: c.remote.Addr(), UID: peerUID(raw)}
 	c.proxied = slices.ContainsFunc(c.set.ProxyFrom, func(p netip.Prefix) bool { return p.Contains(c.peer.Addr) })
 	c.idle.Store(true)
+	c.active.Store(c.opened.UnixNano())
 	return c
 }
 
@@ -166,8 +183,9 @@ func (c *httpConn) enter() bool {
 	if c.refusal == nil {
 		return true
 	}
-	c.source, c.until = unknown, time.Now().Add(c.door.Timeouts.Refused)
-	return c.door.places.enterRefused(c, c.refusal != errForbidden)
+	c.source, c.beyond = unknown, true
+	c.until.Store(new(time.Now().Add(c.door.Timeouts.Refused)))
+	return c.door.places.enterBeyond(c)
 }
 
 // trusted reports whether a proxy that may name the caller is at a.
@@ -183,6 +201,9 @@ func (c *httpConn) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := c.Conn.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) && !c.stopped.Load() && !c.idle.Load() && c.serving.Load() == 0 {
+		c.tellLate()
+	}
 	if n > 0 && c.idle.CompareAndSwap(true, false) {
 		c.begun.Store(new(time.Now()))
 	}
@@ -212,8 +233,15 @@ func (c *httpConn) introduce() error {
 	return nil
 }
 
-// SetReadDeadline implements net.Conn. One that is refused does not get longer than that takes.
-func (c *httpConn) SetReadDeadline(t time.Time) error { return c.Conn.SetReadDeadline(c.bound(t)) }
+// SetReadDeadline implements net.Conn. One that is refused does not get longer than that takes. net/http ends its own
+// reads by a time long ago, and sets none when a handshake is over.
+func (c *httpConn) SetReadDeadline(t time.Time) error {
+	if t.IsZero() {
+		c.shaken.Store(true)
+	}
+	c.stopped.Store(!t.IsZero() && t.Before(c.opened))
+	return c.Conn.SetReadDeadline(c.bound(t))
+}
 
 // SetWriteDeadline implements net.Conn.
 func (c *httpConn) SetWriteDeadline(t time.Time) error { return c.Conn.SetWriteDeadline(c.bound(t)) }
@@ -222,10 +250,71 @@ func (c *httpConn) SetWriteDeadline(t time.Time) error { return c.Conn.SetWriteD
 func (c *httpConn) SetDeadline(t time.Time) error { return c.Conn.SetDeadline(c.bound(t)) }
 
 func (c *httpConn) bound(t time.Time) time.Time {
-	if c.until.IsZero() || !t.IsZero() && t.Before(c.until) {
+	until := c.until.Load()
+	if until == nil || !t.IsZero() && t.Before(*until) {
 		return t
 	}
-	return c.until
+	return *until
+}
+
+// stay lifts the bound of one that is refused: it is served after all.
+func (c *httpConn) stay() {
+	if c.until.Load() != nil {
+		c.door.places.stay(c)
+		_ = c.Conn.SetDeadline(time.Now().Add(c.door.Timeouts.Answer)) // where it fails the answer does
+	}
+}
+
+// hurry ends the reading of one that is refused, so that it is told so now. places holds it off from stay.
+func (c *httpConn) hurry() {
+	c.hurried.Store(true)
+	c.until.Store(new(time.Now()))
+	_ = c.Conn.SetReadDeadline(time.Now()) // where it fails the connection has ended
+}
+
+// tellLate answers where the header of a request did not come in time: net/http closes such connections without a word, or
+// takes what there is for the whole.
+func (c *httpConn) tellLate() {
+	over := net.Conn(c)
+	if c.secure != nil {
+		if !c.shaken.Load() || c.speaksTwo() {
+			return
+		}
+		over = c.secure
+	}
+	status, text, wait := http.StatusRequestTimeout, errSlow.Text, ""
+	r := c.refusal
+	if r == nil && c.door.draining.Load() {
+		r = errStops
+	}
+	if r != nil {
+		status, text = r.status, r.text
+		if r.wait > 0 {
+			wait = fmt.Sprintf("Retry-After: %d\r\n", int(r.wait.Seconds()))
+		}
+	}
+	c.door.logTurned("request refused", c.from(), errors.New("its header did not come in time"))
+	if c.Conn.SetWriteDeadline(time.Now().Add(lingerTime)) == nil {
+		fmt.Fprintf(over, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n%s\r\n%s\n",
+			status, http.StatusText(status), len(text)+1, wait, text)
+	}
+	if c.secure != nil {
+		_ = c.secure.CloseWrite() // it is closed soon in any case
+	}
+	c.told.Store(true)
+}
+
+// speaksTwo reports whether HTTP/2 was agreed on. During a handshake that is not known.
+func (c *httpConn) speaksTwo() bool {
+	return c.secure != nil && c.shaken.Load() && c.secure.ConnectionState().NegotiatedProtocol == "h2"
+}
+
+// Write implements net.Conn. After an answer of ours net/http has nothing to say.
+func (c *httpConn) Write(p []byte) (int, error) {
+	if c.told.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
 }
 
 // CloseWrite ends our side only, so that the answer arrives.
@@ -239,20 +328,20 @@ func (c *httpConn) CloseWrite() error {
 // Close implements net.Conn. It gives the connection's place up.
 func (c *httpConn) Close() (err error) {
 	c.closing.Do(func() {
-		if !c.idle.Load() && c.door.life.Err() == nil {
+		if c.door.life.Err() == nil && (!c.idle.Load() && !c.hurried.Load() || waiting(c.Conn)) {
 			c.drop()
 		}
 		err = c.Conn.Close()
-		c.door.places.leave(c, c.source, !c.until.IsZero())
+		c.door.places.leave(c)
 	})
 	return err
 }
 
-// drop reads for a moment what follows a request that net/http has refused by itself: octets that nobody read would make
+// drop reads for a moment what follows a request that was refused: octets that nobody read would make
 // the kernel reset the connection, and the answer be lost.
 func (c *httpConn) drop() {
 	if c.CloseWrite() == nil && c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
-		_, _ = io.CopyN(io.Discard, c.Conn, maxLinger)
+		_, _ = io.CopyN(io.Discard, c.Conn, maxUnread)
 	}
 }
 
@@ -282,7 +371,8 @@ type places struct {
 	max       int // of those that are served
 	perSource int
 	taken     int
-	refused   int // of those that are told no
+	beyond    int         // of those that are told no, or use the reserve
+	unproved  []*httpConn // of those that may use the reserve, oldest first
 	sources   map[source]int
 	waiting   chan struct{} // closed when all is over; nil while nobody waits for that
 }
@@ -328,21 +418,45 @@ func (p *places) countAt(from source) *refusal {
 	return nil
 }
 
-// enterRefused takes one of the places on which connections are told no: a quarter as many as are served, and as many
-// again for those who are known.
-func (p *places) enterRefused(c *httpConn, known bool) bool {
+// enterBeyond takes one of the places beyond max, where connections are told no and auth clients are served all the same:
+// a quarter as many, and as many again for those who may be a client. When these are taken, the one of them that has
+// shown nothing for longest is told no at once.
+func (p *places) enterBeyond(c *httpConn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	most := max(64, p.max/4)
-	if known {
-		most *= 2
+	for n := 0; c.refusal.full && p.beyond >= 3*most && n < 100; n++ { // those who were hurried are still being told
+		p.mu.Unlock()
+		time.Sleep(time.Millisecond)
+		p.mu.Lock()
 	}
-	if p.refused >= most {
+	switch {
+	case !c.refusal.full && p.beyond >= most, p.beyond >= 3*most:
 		return false
+	case c.refusal.full && p.beyond >= 2*most && len(p.unproved) > 0:
+		p.unproved[0].hurry()
+		p.unproved = p.unproved[1:]
 	}
-	p.refused++
+	p.beyond++
 	p.open[c] = struct{}{}
+	if c.refusal.full {
+		p.unproved = append(p.unproved, c)
+	}
 	return true
+}
+
+// stay notes that c is served.
+func (p *places) stay(c *httpConn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.proved(c)
+	c.until.Store(nil)
+}
+
+func (p *places) proved(c *httpConn) {
+	if i := slices.Index(p.unproved, c); i >= 0 {
+		p.unproved = slices.Delete(p.unproved, i, i+1)
+	}
 }
 
 // begin counts a request, end counts it off.
@@ -359,17 +473,18 @@ func (p *places) end() {
 	p.tell()
 }
 
-func (p *places) leave(c *httpConn, from source, refused bool) {
+func (p *places) leave(c *httpConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.open, c)
-	if from != unknown {
-		if p.sources[from]--; p.sources[from] == 0 {
-			delete(p.sources, from)
+	if c.source != unknown {
+		if p.sources[c.source]--; p.sources[c.source] == 0 {
+			delete(p.sources, c.source)
 		}
 	}
-	if refused {
-		p.refused--
+	if c.beyond {
+		p.beyond--
+		p.proved(c)
 	} else {
 		p.taken--
 	}
@@ -378,7 +493,7 @@ func (p *places) leave(c *httpConn, from source, refused bool) {
 
 // tell ends the waiting for empty where nothing is left. mu is held.
 func (p *places) tell() {
-	if p.waiting != nil && p.taken+p.refused+p.busy == 0 {
+	if p.waiting != nil && p.taken+p.beyond+p.busy == 0 {
 		close(p.waiting)
 		p.waiting = nil
 	}
@@ -394,23 +509,34 @@ func (p *places) empty() <-chan struct{} {
 	return done
 }
 
-// closeIdle closes the connections on which nothing goes on, and nothing has come that nobody has read yet.
-func (p *places) closeIdle() {
+// lastCall ends at until the reading of connections on which something has come. HTTP/2 is not to be ended so.
+func (p *places) lastCall(until time.Time) {
 	p.mu.Lock()
-	var idle []*httpConn
+	defer p.mu.Unlock()
 	for c := range p.open {
-		if c.idle.Load() && !waiting(c.Conn) {
-			idle = append(idle, c)
+		if !c.idle.Load() && !c.speaksTwo() {
+			c.until.Store(&until)
+			_ = c.Conn.SetReadDeadline(until) // where it fails the connection has ended
 		}
 	}
+}
+
+// closeIdle closes the connections on which nothing has gone on for a time, and nothing has come that nobody has read yet.
+func (p *places) closeIdle(quiet time.Duration) {
+	p.mu.Lock()
+	all := slices.Collect(maps.Keys(p.open))
 	p.mu.Unlock()
-	for _, c := range idle {
-		c.Close()
+	before := time.Now().Add(-quiet).UnixNano()
+	for _, c := range all {
+		if c.idle.Load() && c.active.Load() <= before && !waiting(c.Conn) {
+			_ = c.CloseWrite() // the caller is to know now: a socket is closed when its reader lets go of it
+			c.Close()
+		}
 	}
 }
 
 func (p *places) count() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.taken + p.refused
+	return p.taken + p.beyond
 }

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -19,7 +20,7 @@ import (
 
 // order makes the mails that a request asks for and has them taken, all or none.
 func (q *request) order(body []byte, mails []hook.Mail) (hook.Answer, error) {
-	key, err := q.key(body)
+	key, fingerprint, err := q.key(body)
 	if err != nil {
 		return hook.Answer{}, err
 	}
@@ -29,12 +30,15 @@ func (q *request) order(body []byte, mails []hook.Mail) (hook.Answer, error) {
 			return hook.Answer{}, err
 		}
 	}
-	subs[0].Order.Key = key
+	subs[0].Order.Key, subs[0].Order.Fingerprint = key, fingerprint
 	spent, err := q.spend(mails, subs)
 	if err != nil {
 		return hook.Answer{}, err
 	}
-	receipts, err := q.door.Caller.Accept(q.door.life, subs)
+	receipts, err := q.accept(subs)
+	if errors.Is(err, errOverdue) {
+		return hook.Answer{}, q.refused(err) // it may be sent yet, and counts
+	}
 	if err != nil {
 		q.giveBack(spent)
 		return hook.Answer{}, q.refused(err)
@@ -49,8 +53,42 @@ func (q *request) order(body []byte, mails []hook.Mail) (hook.Answer, error) {
 	return hook.Answer{Status: http.StatusOK, ID: receipts[0].ID}, nil
 }
 
+// overdue is how long after verdict_timeout an answer comes at the latest: callers give up. So much a refusal may take to be
+// recorded, too.
+const overdue = time.Second
+
+var errOverdue = reply.New(451, "4.3.0", "the queue did not take the mail in time; it may do so yet")
+
+// accept has subs taken. Where the queue stalls the caller is told to try again, and what became of them is lost on it: a
+// repetition with their key finds out. Until then they hold their memory, and a stop waits for them as for a request.
+func (q *request) accept(subs []*message.Submission) ([]message.Receipt, error) {
+	var receipts []message.Receipt
+	var err error
+	done, held := make(chan struct{}), q.held
+	q.held = 0
+	q.door.places.begin()
+	go func() {
+		defer q.door.places.end()
+		defer q.door.Budget.Release(held)
+		defer close(done)
+		defer recovered(&err)
+		receipts, err = q.door.Caller.Accept(q.door.life, subs)
+	}()
+	t := time.NewTimer(max(overdue, time.Until(q.began.Add(q.hook.VerdictTimeout+overdue))))
+	defer t.Stop()
+	select {
+	case <-done:
+		return receipts, err
+	case <-t.C:
+		return nil, errOverdue
+	}
+}
+
 // refused makes a problem of what the engine says.
 func (q *request) refused(err error) error {
+	if errors.Is(err, message.ErrReused) { // draft-ietf-httpapi-idempotency-key-header §2.7
+		return fail(http.StatusUnprocessableEntity, "This Idempotency-Key was used for another request.", err)
+	}
 	e := reply.Of(err)
 	p := &problem{Answer: hook.OfRefusal(e), err: e.Err}
 	if p.err == nil {
@@ -59,22 +97,23 @@ func (q *request) refused(err error) error {
 	return p
 }
 
-// key returns what a repetition of the request has in common with it; nil where each is an order of its own.
-func (q *request) key(body []byte) ([]byte, error) {
-	h := sha256.New()
+// key returns what a repetition of the request has in common with it; nil where each is an order of its own. What says
+// that it is one, and has another body, is told by the fingerprint.
+func (q *request) key(body []byte) (key []byte, fingerprint int32, err error) {
+	h, sum := sha256.New(), sha256.Sum256(body)
 	switch keys := q.r.Header.Values("Idempotency-Key"); {
 	case q.hook.adapter.Retries():
-		sum := sha256.Sum256(body)
 		h.Write([]byte("body\x00" + q.hook.Name + "\x00"))
 		h.Write(sum[:])
 	case q.hook.Adapter != "native" || len(keys) == 0:
-		return nil, nil
+		return nil, 0, nil
 	case len(keys) > 1 || keys[0] == "" || len(keys[0]) > maxKey:
-		return nil, &hook.Invalid{Field: "Idempotency-Key", Text: "is not one value of 1 to " + strconv.Itoa(maxKey) + " octets"}
+		return nil, 0, &hook.Invalid{Field: "Idempotency-Key", Text: "is not one value of 1 to " + strconv.Itoa(maxKey) + " octets"}
 	default:
 		h.Write([]byte("key\x00" + q.hook.Client + "\x00" + keys[0]))
+		fingerprint = int32(binary.BigEndian.Uint32(sum[:])>>2 | 1<<30)
 	}
-	return h.Sum(nil), nil
+	return h.Sum(nil), fingerprint, nil
 }
 
 // submission makes the message of m.

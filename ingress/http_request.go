@@ -28,8 +28,9 @@ const (
 	maxSigned = 1 << 20         // octets of a body, but with adapter native
 	maxUnread = 8 << 20         // octets of a body that nobody wants, read so that the answer arrives
 	slowest   = 256 << 10       // octets a second of a long body
-	patience  = 5 * time.Second // for a body that nobody wants
-	maxKey    = 255             // octets of an Idempotency-Key
+	patience  = 5 * time.Second // for a body that nobody wants, and no more than lull without an octet of it
+	lull      = time.Second
+	maxKey    = 255 // octets of an Idempotency-Key
 )
 
 // request is one HTTP request on its way to become mail.
@@ -44,6 +45,7 @@ type request struct {
 	began  time.Time
 	hook   *hooked // nil while it is not known
 	held   int64   // octets taken from the budget
+	counts bool    // as one of the client's
 	read   bool    // all of the body was
 }
 
@@ -55,6 +57,7 @@ type problem struct {
 }
 
 func (p *problem) Error() string { return p.Text }
+func (p *problem) Unwrap() error { return p.err }
 
 func fail(status int, text string, err error) *problem {
 	return &problem{Answer: hook.Answer{Status: status, Text: text}, err: err}
@@ -69,6 +72,7 @@ func strange(status int, text string, err error) *problem {
 
 var (
 	errGone       = errors.New("the caller left before the end of its request")
+	errSlow       = fail(http.StatusRequestTimeout, "The request came too slowly.", os.ErrDeadlineExceeded)
 	errNoKey      = errors.New("the signing secrets cannot be read")
 	errHTTPMemory = &problem{hook.Answer{Status: http.StatusServiceUnavailable, Text: "Too much mail at once, please try again in a moment.", RetryAfter: tryAgain},
 		false, errors.New("limits.bytes_in_flight")}
@@ -91,6 +95,7 @@ func (h *HTTP) newRequest(w http.ResponseWriter, r *http.Request) *request {
 	c, _ := r.Context().Value(connKey{}).(*httpConn)
 	q := &request{door: h, set: h.settings.Load(), w: w, r: r, conn: c, began: time.Now(), peer: c.peer, remote: c.remote,
 		read: r.Body == nil || r.Body == http.NoBody}
+	c.serving.Add(1)
 	if at := c.begun.Swap(nil); r.ProtoMajor == 1 && at != nil { // nil where it came with the one before
 		q.began = *at
 	}
@@ -105,7 +110,14 @@ func (h *HTTP) newRequest(w http.ResponseWriter, r *http.Request) *request {
 
 func (q *request) end() {
 	q.door.Budget.Release(q.held)
-	q.conn.idle.Store(true)
+	if q.counts {
+		q.door.Connections.release(q.hook.Client)
+	}
+	if q.read || q.r.ProtoMajor == 2 { // else the connection is closed
+		q.conn.serving.Add(-1)
+		q.conn.active.Store(time.Now().UnixNano())
+		q.conn.idle.Store(true)
+	}
 }
 
 // forwarded takes the caller for whom the nearest proxy says that it is, and so on while that is a proxy that may say so.
@@ -127,8 +139,8 @@ func (q *request) forwarded(values []string) {
 // serve does what the request asks for. Its errors are *problem, *hook.Invalid, errGone, or ours.
 func (q *request) serve() (a hook.Answer, err error) {
 	defer recovered(&err)
-	if c := q.conn.refusal; c != nil {
-		return a, &problem{hook.Answer{Status: c.status, Text: c.text, RetryAfter: c.wait}, true, c.err}
+	if r := q.conn.refusal; r != nil && !r.full {
+		return a, r.problem()
 	}
 	if err := q.admit(); err != nil {
 		return a, err
@@ -150,7 +162,9 @@ func (q *request) serve() (a hook.Answer, err error) {
 // admit finds the hook that is meant and out whether the caller may call it, before anything is read.
 func (q *request) admit() error {
 	var meant []*hooked
-	if name, ok := strings.CutPrefix(q.r.URL.Path, "/hooks/"); ok {
+	if q.r.URL.RawPath != "" {
+		// written otherwise than it must be: what stands between might read it otherwise
+	} else if name, ok := strings.CutPrefix(q.r.URL.Path, "/hooks/"); ok {
 		if h := q.set.hooks[name]; h != nil {
 			meant = []*hooked{h}
 		}
@@ -169,13 +183,39 @@ func (q *request) admit() error {
 		p := q.mayCall(h)
 		if p == nil {
 			q.hook = h
-			return q.checkForm()
+			return q.enter()
 		}
 		if refused == nil || refused.Status == http.StatusForbidden { // a wrong token says more
 			refused = p
 		}
 	}
 	return refused
+}
+
+// enter finds out whether the request can be one more of its client's, before its body is read.
+func (q *request) enter() error {
+	if r := q.conn.refusal; r != nil && !q.door.Reserve(q.hook.Client) {
+		return r.problem()
+	}
+	if err := q.checkForm(); err != nil || q.hook.Signed() {
+		return err
+	}
+	return q.count()
+}
+
+// count makes the request, which has proved whose it is, one of the client's. Its connection may stay then.
+func (q *request) count() error {
+	if err := q.door.Connections.acquire(q.hook.Client); err != nil {
+		return &problem{hook.OfRefusal(reply.Of(err)), true, err}
+	}
+	q.counts = true
+	q.conn.stay()
+	return nil
+}
+
+// problem is the answer to a request on a connection that is served nothing.
+func (r *refusal) problem() *problem {
+	return &problem{hook.Answer{Status: r.status, Text: r.text, RetryAfter: r.wait}, true, r.err}
 }
 
 // mayCall returns nil if the caller is where h's client may be, and shows a token of it unless requests are signed.
@@ -276,8 +316,10 @@ func (q *request) body() ([]byte, error) {
 		case errors.Is(err, io.EOF):
 			q.read = true
 			return body, nil
+		case errors.Is(err, os.ErrDeadlineExceeded) && q.door.draining.Load():
+			return nil, errStops.problem()
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil, fail(http.StatusRequestTimeout, "The request came too slowly.", err)
+			return nil, errSlow
 		case err != nil:
 			return nil, q.broken(err)
 		}
@@ -321,7 +363,7 @@ func (q *request) verify(body []byte) error {
 	if err := q.hook.adapter.Verify(q.r.Header, body, keys, time.Now()); err != nil {
 		return &problem{hook.Unauthorised, true, errors.Join(append(errs, err)...)} // the secret may be the one that cannot be read
 	}
-	return nil
+	return q.count()
 }
 
 // refuse logs err, once, and makes it an answer.
@@ -401,7 +443,7 @@ func (q *request) respond(a hook.Answer) {
 	}
 	// RFC 9112 §6.1: after a chunked body the connection is closed, so that a length beside it, which net/http drops,
 	// cannot hide a request from whoever stands between.
-	if q.door.draining.Load() || q.conn.refusal != nil || !q.read || len(q.r.TransferEncoding) > 0 {
+	if q.door.draining.Load() || q.conn.refusal != nil || !q.read || len(q.r.TransferEncoding) > 0 || q.r.Method == http.MethodConnect {
 		header.Set("Connection", "close")
 	}
 	body := []byte(answer.Text + "\n")
@@ -425,8 +467,17 @@ func (q *request) respond(a hook.Answer) {
 
 // discard reads what is left of the body.
 func (q *request) discard(control *http.ResponseController) {
-	if q.r.Header.Get("Expect") != "" || q.r.Body == nil || control.SetReadDeadline(time.Now().Add(patience)) != nil {
+	if q.r.Header.Get("Expect") != "" || q.r.Body == nil {
 		return
 	}
-	_, _ = io.CopyN(io.Discard, q.r.Body, maxUnread)
+	end := time.Now().Add(patience)
+	for octets := int64(0); octets < maxUnread; {
+		if control.SetReadDeadline(earlier(end, time.Now().Add(lull))) != nil {
+			return
+		}
+		n, err := io.CopyN(io.Discard, q.r.Body, 64<<10)
+		if octets += n; err != nil {
+			return
+		}
+	}
 }

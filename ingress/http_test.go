@@ -858,6 +858,14 @@ func TestARepetitionHasTheKeyOfItsFirst(t *testing.T) {
 	if a == "" || a != key("/v1/send", nativeBody, "Idempotency-Key", "1") || a == key("/v1/send", nativeBody, "Idempotency-Key", "2") {
 		t.Error("Idempotency-Key does not decide")
 	}
+	all := d.caller.submissions()
+	if last := all[len(all)-1].Order; last.Fingerprint < 1<<30 {
+		t.Errorf("its body has the fingerprint %d", last.Fingerprint)
+	}
+	d.caller.accept = func(context.Context, []*message.Submission) error { return message.ErrReused }
+	if got := d.post(t, "/v1/send", nativeBody, "Idempotency-Key", "1"); got.status != 422 || !strings.Contains(got.body, "Idempotency-Key") {
+		t.Errorf("a key that was another's is answered %+v", got)
+	}
 }
 
 func TestTheMailsOfOneRequestAreSubmittedTogetherUnderOneKey(t *testing.T) {

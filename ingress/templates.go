@@ -11,23 +11,12 @@ import (
 )
 
 // templates is a set of package compose as the HTTP door uses it.
-type templates struct {
-	*compose.Templates
-	types map[string]bool
-}
+type templates struct{ *compose.Templates }
 
 // NewTemplates returns t for an HTTP door.
-func NewTemplates(t *compose.Templates) Templates {
-	known := map[string]bool{}
-	for _, l := range t.List() {
-		known[l.Type] = true
-	}
-	return &templates{t, known}
-}
+func NewTemplates(t *compose.Templates) Templates { return templates{t} }
 
-func (t *templates) Knows(kind string) bool { return t.types[kind] }
-
-func (t *templates) Fill(m *hook.Mail, from string, schemes []string) (*Filled, error) {
+func (t templates) Fill(m *hook.Mail, from string, schemes []string) (*Filled, error) {
 	r, err := composition(m, from)
 	if err != nil {
 		return nil, err
@@ -41,7 +30,7 @@ func (t *templates) Fill(m *hook.Mail, from string, schemes []string) (*Filled, 
 		Provided: mail.Provided, TooMuch: mail.TooMuch}, nil
 }
 
-func (t *templates) Compose(m *hook.Mail, from string) (*Filled, error) {
+func (t templates) Compose(m *hook.Mail, from string) (*Filled, error) {
 	r, err := composition(m, from)
 	if err != nil {
 		return nil, err

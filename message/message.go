@@ -6,6 +6,7 @@ package message
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -82,6 +83,7 @@ type Order struct {
 	TTL         time.Duration // how long it is worth sending
 	Wait        time.Duration // for the upstream's word, in place of the stream's verdict_timeout
 	Key         []byte        // the same for each repetition of a request; nil where repetitions are orders of their own
+	Fingerprint int32         // what else a repetition has in common with its first, above 1<<30; 0 for nothing
 }
 
 // Receipt says what became of a Submission that was accepted.
@@ -108,6 +110,7 @@ type Message struct {
 	Verdict    string              // "queued" or "upstream" where a match rule sets it; else ""
 	Supersede  []byte              // key under which a newer message takes the place of this one while it waits; nil for never
 	Key        []byte              // of its submission: no second message is put under it while this one could live; nil for none
+	Print      int32               // the Fingerprint of its submission
 	Raw        Raw                 // as repaired, unsigned
 	Provided   map[string]Provided // as Submission has it
 	Recipients []Recipient
@@ -143,6 +146,25 @@ func (m *Message) SetOrdered(hook, kind string) {
 		m.Attrs = map[string]string{}
 	}
 	m.Attrs[attrHook], m.Attrs[attrType] = hook, kind
+}
+
+// attrKeyOf is the attribute that holds the id of the message which has the key of its order.
+const attrKeyOf = "key_of"
+
+// SetKeyOf notes that m was ordered together with the message first, whose Key is that of them all.
+func (m *Message) SetKeyOf(first ID) {
+	if m.Attrs == nil {
+		m.Attrs = map[string]string{}
+	}
+	m.Attrs[attrKeyOf] = first.String()
+}
+
+// KeyOf returns the id of the message that has the key of the order which m is of: its own, but for SetKeyOf.
+func (m *Message) KeyOf() ID {
+	if id, err := ParseID(m.Attrs[attrKeyOf]); err == nil {
+		return id
+	}
+	return m.ID
 }
 
 // State says what may be done with a queued recipient.
@@ -204,8 +226,12 @@ type PutResult struct {
 
 // Duplicate is why a Put did nothing: a message with the same Key is there, or was and could still live.
 type Duplicate struct {
-	Of ID // the message that came first
+	Of          ID    // the message that came first
+	Fingerprint int32 // of its submission; 0 where it had none
 }
+
+// ErrReused says that a submission has the key of another, and is not that one.
+var ErrReused = errors.New("the key of the submission was used for another one")
 
 func (d *Duplicate) Error() string {
 	return "its submission was accepted before, as message " + d.Of.String()

@@ -103,7 +103,7 @@ type Settlement struct {
 	Paused       bool     // the row goes back unchanged because its upstream is paused: no event of its own
 	Alarm        string   // "" or why an operator should look
 	Notification *Message // queued in the same transaction to tell the sender of failures; settlements may share one; nil for none
-	Forget       bool     // whoever submitted the message is told no: its Key is free again
+	Forget       bool     // whoever submitted the message is told no: the Key of its order is free again
 }
 
 // ID returns the key of the row that s is about.

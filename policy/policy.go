@@ -114,7 +114,7 @@ func (p *Policy) Check(s *message.Submission, id message.ID, now time.Time) (*me
 		Purpose: rule.Purpose, Verdict: rule.Verdict,
 	}
 	if s.Order != nil {
-		m.Key = s.Order.Key
+		m.Key, m.Print = s.Order.Key, s.Order.Fingerprint
 		m.SetOrdered(s.Order.Hook, s.Order.Type)
 	}
 	m.Supersede = supersedeKey(stream, m, h.application)

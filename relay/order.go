@@ -21,19 +21,23 @@ type orders struct {
 // order is one submission that others may join.
 type order struct {
 	done     chan struct{}
+	print    int32 // its fingerprint
 	receipts []message.Receipt
 	err      error
 }
 
 // once calls do, or where do for the same key is under way waits for what that returns. Nothing is remembered: what was
-// accepted the spool knows.
-func (w *orders) once(ctx context.Context, key string, do func() ([]message.Receipt, error)) ([]message.Receipt, error) {
-	o, first := w.join(key)
+// accepted the spool knows. With another fingerprint it is no repetition.
+func (w *orders) once(ctx context.Context, key string, print int32, do func() ([]message.Receipt, error)) ([]message.Receipt, error) {
+	o, first := w.join(key, print)
 	if first {
 		defer w.leave(key, o)
 		o.err = errors.New("the submission that this one repeats came to no end") // where do panics
 		o.receipts, o.err = do()
 		return o.receipts, o.err
+	}
+	if differ(o.print, print) {
+		return nil, message.ErrReused
 	}
 	select {
 	case <-o.done:
@@ -46,7 +50,7 @@ func (w *orders) once(ctx context.Context, key string, do func() ([]message.Rece
 	return asRepeated(o.receipts), nil
 }
 
-func (w *orders) join(key string) (o *order, first bool) {
+func (w *orders) join(key string, print int32) (o *order, first bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if o := w.waiting[key]; o != nil {
@@ -55,7 +59,7 @@ func (w *orders) join(key string) (o *order, first bool) {
 	if w.waiting == nil {
 		w.waiting = map[string]*order{}
 	}
-	o = &order{done: make(chan struct{})}
+	o = &order{done: make(chan struct{}), print: print}
 	w.waiting[key] = o
 	return o, true
 }
@@ -67,6 +71,9 @@ func (w *orders) leave(key string, o *order) {
 	close(o.done)
 }
 
+// differ reports whether two submissions, which have a key in common, show that they are not the same.
+func differ(a, b int32) bool { return a != b && a != 0 && b != 0 }
+
 func asRepeated(receipts []message.Receipt) []message.Receipt {
 	again := make([]message.Receipt, len(receipts))
 	for i, r := range receipts {
@@ -76,10 +83,13 @@ func asRepeated(receipts []message.Receipt) []message.Receipt {
 }
 
 // repeated turns the error of a Put into an answer: what was accepted before was accepted.
-func repeated(err error, n int) ([]message.Receipt, error) {
+func repeated(err error, print int32, n int) ([]message.Receipt, error) {
 	dup, ok := errors.AsType[*message.Duplicate](err)
 	if !ok {
 		return nil, fmt.Errorf("store the message: %w", err)
+	}
+	if differ(dup.Fingerprint, print) {
+		return nil, message.ErrReused
 	}
 	receipts := make([]message.Receipt, n)
 	for i := range receipts {

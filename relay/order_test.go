@@ -30,7 +30,7 @@ func TestARepetitionJoinsTheFirstAndGetsItsAnswer(t *testing.T) {
 			var mu sync.Mutex
 			for range 10 {
 				wg.Go(func() {
-					rs, err := w.once(t.Context(), "k", do)
+					rs, err := w.once(t.Context(), "k", 0, do)
 					mu.Lock()
 					defer mu.Unlock()
 					if err != end || err == nil && rs[0].ID != 7 {
@@ -57,13 +57,13 @@ func TestARepetitionThatDoesNotWaitLeavesTheFirstAlone(t *testing.T) {
 		var w orders
 		done := make(chan error)
 		go func() {
-			_, err := w.once(t.Context(), "k", func() ([]message.Receipt, error) { time.Sleep(time.Minute); return nil, nil })
+			_, err := w.once(t.Context(), "k", 0, func() ([]message.Receipt, error) { time.Sleep(time.Minute); return nil, nil })
 			done <- err
 		}()
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := w.once(ctx, "k", nil); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := w.once(ctx, "k", 0, nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("it got %v", err)
 		}
 		if err := <-done; err != nil {
@@ -72,13 +72,41 @@ func TestARepetitionThatDoesNotWaitLeavesTheFirstAlone(t *testing.T) {
 	})
 }
 
+func TestAKeyIsOfOneSubmissionAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, nil)
+		g.auth.set(func(s *service) { s.hang = true })
+		put := func(print int32) ([]message.Receipt, error) {
+			s := g.submissions("k", 3*time.Second, "kim@example.net")
+			s[0].Order.Fingerprint = print
+			return g.relay.Accept(t.Context(), s)
+		}
+		first := make(chan error)
+		go func() { _, err := put(1<<30 | 1); first <- err }()
+		time.Sleep(time.Second)
+		if _, err := put(1<<30 | 2); !errors.Is(err, message.ErrReused) {
+			t.Errorf("another one, while the first waits, got %v", err)
+		}
+		if err := <-first; err != nil {
+			t.Fatal(err)
+		}
+		if _, err := put(1<<30 | 2); !errors.Is(err, message.ErrReused) {
+			t.Errorf("another one got %v", err)
+		}
+		if again, err := put(1<<30 | 1); err != nil || !again[0].Repeated {
+			t.Errorf("a repetition got %+v, %v", again, err)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
 func TestAPanicLeavesNobodyWaiting(t *testing.T) {
 	var w orders
 	func() {
 		defer func() { recover() }()
-		w.once(t.Context(), "k", func() ([]message.Receipt, error) { panic("x") })
+		w.once(t.Context(), "k", 0, func() ([]message.Receipt, error) { panic("x") })
 	}()
-	if _, err := w.once(t.Context(), "k", func() ([]message.Receipt, error) { return nil, nil }); err != nil {
+	if _, err := w.once(t.Context(), "k", 0, func() ([]message.Receipt, error) { return nil, nil }); err != nil {
 		t.Error(err)
 	}
 }
@@ -86,7 +114,11 @@ func TestAPanicLeavesNobodyWaiting(t *testing.T) {
 // ordered submits mail as the HTTP door does, one for each address.
 func (g *rig) ordered(key string, wait time.Duration, to ...string) ([]message.Receipt, error) {
 	g.t.Helper()
-	var subs []*message.Submission
+	return g.relay.Accept(context.Background(), g.submissions(key, wait, to...))
+}
+
+func (g *rig) submissions(key string, wait time.Duration, to ...string) (subs []*message.Submission) {
+	g.t.Helper()
 	for i, a := range to {
 		addr, err := message.ParseAddress(a)
 		if err != nil {
@@ -99,7 +131,7 @@ func (g *rig) ordered(key string, wait time.Duration, to ...string) ([]message.R
 		subs = append(subs, &message.Submission{Client: "logto", Listener: "smtp", With: "HTTP", MailFrom: "no-reply@auth.example.com", StartedAt: time.Now(),
 			To: []message.Address{addr}, Order: o, Raw: message.Raw("From: no-reply@auth.example.com\r\nSubject: x\r\n\r\n123456\r\n")})
 	}
-	return g.relay.Accept(context.Background(), subs)
+	return subs
 }
 
 func TestAnOrderWaitsAsLongAsItSays(t *testing.T) {
@@ -233,6 +265,45 @@ func TestTheMailsOfOneOrderAreTakenTogetherAndOnce(t *testing.T) {
 			t.Errorf("%d mails were sent", n)
 		}
 	})
+}
+
+func TestAnOrderOfTwoMailsIsAnsweredByTheWorseOfTheirVerdicts(t *testing.T) {
+	refuses := func(who string) func(*service) {
+		return func(s *service) {
+			s.verdict = func(e message.Envelope) []message.Verdict {
+				if e.To[0] == who+"@example.net" {
+					return []message.Verdict{verdictOf(message.Permanent, message.ScopeRecipient, 550)}
+				}
+				return []message.Verdict{{Class: message.Accepted, Code: 250}}
+			}
+		}
+	}
+	for name, tt := range map[string]struct {
+		set  func(*service)
+		code int
+	}{
+		"both are taken":       {refuses(""), 0},
+		"the first is refused": {refuses("old"), 550},
+		"the other is refused": {refuses("new"), 550},
+		"they hang":            {func(s *service) { s.hang = true }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				g := newRig(t, nil)
+				g.auth.set(tt.set)
+				began := time.Now()
+				if _, err := g.ordered("k", 3*time.Second, "old@example.net", "new@example.net"); codeOf(err) != tt.code || time.Since(began) > 3*time.Second {
+					t.Errorf("answered %v after %v, want %d", err, time.Since(began), tt.code)
+				}
+				time.Sleep(time.Second)
+				again, err := g.ordered("k", 3*time.Second, "old@example.net", "new@example.net")
+				if codeOf(err) != tt.code || tt.code == 0 && !again[0].Repeated {
+					t.Errorf("ordered again: %+v, %v", again, err)
+				}
+				time.Sleep(15 * time.Minute)
+			})
+		})
+	}
 }
 
 func TestAnOrderThatPolicyRefusesIsInHistory(t *testing.T) {

@@ -166,7 +166,7 @@ func (p *plan) refuses(domain string) bool {
 // their order tells, get the answer of the first: they wait for it where that has not come yet.
 func (r *Relay) Accept(ctx context.Context, subs []*message.Submission) ([]message.Receipt, error) {
 	if len(subs) > 0 && subs[0].Order != nil && len(subs[0].Order.Key) > 0 {
-		return r.orders.once(ctx, string(subs[0].Order.Key), func() ([]message.Receipt, error) { return r.accept(ctx, subs) })
+		return r.orders.once(ctx, string(subs[0].Order.Key), subs[0].Order.Fingerprint, func() ([]message.Receipt, error) { return r.accept(ctx, subs) })
 	}
 	return r.accept(ctx, subs)
 }
@@ -183,14 +183,17 @@ func (r *Relay) accept(ctx context.Context, subs []*message.Submission) ([]messa
 			return nil, err
 		}
 		ms[i], receipts[i] = m, message.Receipt{ID: m.ID}
+		if i > 0 && ms[0].Key != nil {
+			m.SetKeyOf(ms[0].ID)
+		}
 		s.Raw, s.Room = nil, nil // m has it, and two of a big mail are more than need be in memory
 	}
-	answers := r.await(g, ms)
+	answers := r.await(g, subs, ms)
 	defer r.forget(g, ms)
 	w := r.put(g, ms)
 	<-w.Done()
 	if _, err := w.Result(); err != nil {
-		return repeated(err, len(ms))
+		return repeated(err, ms[0].Print, len(ms))
 	}
 	for _, m := range ms {
 		r.expiry.consider(m.ExpiresAt)
@@ -237,12 +240,11 @@ func (r *Relay) put(g *Generation, ms []*message.Message) Write {
 }
 
 // await prepares to be told the outcome of the first try of each of ms whose stream answers with it. One of several
-// cannot be refused alone, so a sender who gets notifications is told by one, and what may be repeated is refused by
-// events alone.
-func (r *Relay) await(g *Generation, ms []*message.Message) []<-chan *reply.Error {
+// cannot be refused alone, so a sender who gets notifications is told by one, unless an order ends with the refusal.
+func (r *Relay) await(g *Generation, subs []*message.Submission, ms []*message.Message) []<-chan *reply.Error {
 	answers := make([]<-chan *reply.Error, len(ms))
 	for i, m := range ms {
-		if g.plans[m.Stream].verdict(m) == "upstream" && (len(ms) == 1 || m.NotifyTo() == "" && m.Key == nil) {
+		if g.plans[m.Stream].verdict(m) == "upstream" && (len(ms) == 1 || m.NotifyTo() == "" || subs[i].Order != nil) {
 			answers[i] = g.plans[m.Stream].lane.await(m.ID)
 		}
 	}
@@ -256,7 +258,7 @@ func (r *Relay) forget(g *Generation, ms []*message.Message) {
 }
 
 // answered waits for the first tries, each until its verdict_timeout. All refused for good is an error; anything else
-// is ours to finish.
+// is ours to finish. The mails of an order belong together: one that is refused is an error.
 func (r *Relay) answered(ctx context.Context, g *Generation, subs []*message.Submission, ms []*message.Message, answers []<-chan *reply.Error) error {
 	var refusal *reply.Error
 	for i, m := range ms {
@@ -272,9 +274,12 @@ func (r *Relay) answered(ctx context.Context, g *Generation, subs []*message.Sub
 			refusal = nil
 		}
 		t.Stop()
-		if refusal == nil {
-			return nil
+		if ordered := subs[i].Order != nil; ordered == (refusal != nil) {
+			break
 		}
+	}
+	if refusal == nil {
+		return nil
 	}
 	return refusal
 }

@@ -28,9 +28,9 @@ type database interface {
 
 	load(t *tx) error // the last number and the highest id
 	put(t *tx, m *message.Message, attrs string, b storedBody, own bool) error
-	claimKey(t *tx, m *message.Message) (holder message.ID, err error) // m's own id, or that of the message whose the key is
-	forgetKey(id message.ID) error                                     // frees the key that a message was put under
-	cutKeys() string                                                   // the statement that deletes those which a time has passed, so many at most
+	claimKey(t *tx, m *message.Message) (holder message.Duplicate, err error) // m itself, or the message whose the key is
+	forgetKey(id message.ID) error                                            // frees the key that a message was put under
+	cutKeys() string                                                          // the statement that deletes those which a time has passed, so many at most
 	putEvent(t *tx, e *event.Event, address *string, key []byte, data string) error
 	settle(t *tx, s *message.Settlement) (ours bool, err error)
 	due(t *tx, j *claimJob) ([]row, error)

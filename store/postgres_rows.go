@@ -30,7 +30,7 @@ type pgAsked struct {
 	taken  map[message.RecipientID]bool // by claims of this transaction
 	keys   map[string]bool              // under which something may wait
 	values bool                         // keys is filled in
-	orders map[string]message.ID        // whose each submission key is
+	orders map[string]message.Duplicate // whose each submission key is
 }
 
 // columns are rows, each column an array of its own as unnest takes them.

@@ -13,9 +13,9 @@ import (
 const (
 	freeKeys  = "WITH s AS MATERIALIZED (SELECT ctid AS place FROM submission WHERE key = ANY($1) AND expires_at + 0 <= $2 ORDER BY key FOR UPDATE)" + deletePlaces
 	claimKeys = `INSERT INTO submission(key, message, status, expires_at)
-		SELECT key, message, $4, expires_at FROM unnest($1::bytea[], $2::bigint[], $3::bigint[]) AS o(key, message, expires_at)
+		SELECT key, message, status, expires_at FROM unnest($1::bytea[], $2::bigint[], $3::integer[], $4::bigint[]) AS o(key, message, status, expires_at)
 		ON CONFLICT(key) DO NOTHING`
-	keyHolders   = "SELECT key, message FROM submission WHERE key = ANY($1)"
+	keyHolders   = keyHolder + "= ANY($1)"
 	deletePlaces = " DELETE FROM submission o USING s WHERE o.ctid = s.place"
 )
 
@@ -27,31 +27,29 @@ func (d *pgDB) askOrders(t *tx, orders map[string]*message.Message) {
 	var rows columns
 	for _, key := range slices.Sorted(maps.Keys(orders)) {
 		m := orders[key]
-		rows.add(m.Key, int64(m.ID), d.f.clock.stored(m.ExpiresAt))
+		rows.add(m.Key, int64(m.ID), statusOf(m), d.f.clock.stored(m.ExpiresAt))
 	}
 	d.batch.Queue(freeKeys, rows[0], ms(t.now))
-	d.batch.Queue(claimKeys, append(rows, statusTaken)...)
-	d.asked.orders = map[string]message.ID{}
+	d.batch.Queue(claimKeys, rows...)
+	d.asked.orders = map[string]message.Duplicate{}
 	d.ask(func(r scanner) (bool, error) {
-		var key []byte
-		var holder message.ID
-		err := r.Scan(&key, (*int64)(&holder))
+		holder, key, err := scanHolder(r)
 		d.asked.orders[string(key)] = holder
 		return err == nil, err
 	}, keyHolders, rows[0])
 }
 
 // claimKey finds no holder where the one there was has let go of the key between the insert and the question.
-func (d *pgDB) claimKey(_ *tx, m *message.Message) (holder message.ID, err error) {
+func (d *pgDB) claimKey(_ *tx, m *message.Message) (holder message.Duplicate, err error) {
 	holder, ok := d.asked.orders[string(m.Key)]
 	if !ok {
-		return 0, errFreed
+		return holder, errFreed
 	}
 	return holder, nil
 }
 
 func (d *pgDB) forgetKey(id message.ID) error {
-	maps.DeleteFunc(d.asked.orders, func(_ string, holder message.ID) bool { return holder == id })
+	maps.DeleteFunc(d.asked.orders, func(_ string, holder message.Duplicate) bool { return holder.Of == id })
 	return d.change(forgetKey, int64(id))
 }
 

@@ -74,12 +74,12 @@ type putJob struct {
 	bodies   []body // of messages, one for one
 	own      bool
 	class    class
-	octets   int          // of all bodies
-	inline   int          // … of those that are written with their messages
-	room     int          // … that the disk has room kept for
-	begun    bool         // its large bodies are counted by the queue
-	large    []*largeBody // the others, which are durable before the messages are written
-	known    message.ID   // the message that was put under one of their keys before; 0 for none
+	octets   int                // of all bodies
+	inline   int                // … of those that are written with their messages
+	room     int                // … that the disk has room kept for
+	begun    bool               // its large bodies are counted by the queue
+	large    []*largeBody       // the others, which are durable before the messages are written
+	known    *message.Duplicate // that was put under one of their keys before; nil for none
 	result   message.PutResult
 	err      error
 	done     chan struct{}
@@ -93,7 +93,7 @@ func (j *putJob) size() (messages, octets int) { return len(j.messages), j.inlin
 func (j *putJob) apply(t *tx) error {
 	j.result = message.PutResult{} // of an earlier try, whose transaction was undone
 	known, err := t.claimKeys(j.messages)
-	if j.known = known; err != nil || known != 0 {
+	if j.known = known; err != nil || known != nil {
 		return err
 	}
 	if j.own {
@@ -117,8 +117,8 @@ func (j *putJob) finish(err error) {
 	switch {
 	case err != nil:
 		j.result, j.err = message.PutResult{}, putError(err)
-	case j.known != 0:
-		j.err = &message.Duplicate{Of: j.known}
+	case j.known != nil:
+		j.err = j.known
 	}
 	if j.begun {
 		j.endLarge(j.err != nil)

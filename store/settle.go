@@ -66,7 +66,7 @@ func (t *tx) settle(s *message.Settlement) (ours bool, err error) {
 		err = t.db.endMessage(t, s.Message.ID)
 	}
 	if err == nil && s.Forget {
-		err = t.db.forgetKey(s.Message.ID)
+		err = t.db.forgetKey(s.Message.KeyOf())
 	}
 	if err == nil && !s.Paused {
 		err = t.append(settlementEvent(s, t.now))

@@ -228,12 +228,12 @@ func (d *liteDB) release(t *tx, ids []message.RecipientID) error {
 	return nil
 }
 
-func (d *liteDB) claimKey(t *tx, m *message.Message) (holder message.ID, err error) {
-	n, err := d.exec(claimKey, m.Key, int64(m.ID), statusTaken, ms(m.ExpiresAt), ms(t.now))
+func (d *liteDB) claimKey(t *tx, m *message.Message) (holder message.Duplicate, err error) {
+	n, err := d.exec(claimKey, m.Key, int64(m.ID), statusOf(m), ms(m.ExpiresAt), ms(t.now))
 	if err != nil || n > 0 {
-		return m.ID, err
+		return message.Duplicate{Of: m.ID}, err
 	}
-	err = d.query(func(r scanner) (bool, error) { return false, r.Scan((*int64)(&holder)) }, "SELECT message FROM submission WHERE key = ?", m.Key)
+	err = d.query(func(r scanner) (_ bool, err error) { holder, _, err = scanHolder(r); return false, err }, keyHolder+"= ?", m.Key)
 	return holder, err
 }
 

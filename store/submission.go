@@ -11,21 +11,21 @@ import (
 var errFreed = errors.New("the key that the message came under has just become free")
 
 // claimKeys remembers the keys of ms for as long as each could live. Where one is that of a message which was put before
-// and could still live, none is remembered, and the id of that message returned; else 0.
-func (t *tx) claimKeys(ms []*message.Message) (known message.ID, err error) {
+// and could still live, none is remembered, and that message returned; else nil.
+func (t *tx) claimKeys(ms []*message.Message) (known *message.Duplicate, err error) {
 	for _, m := range ms {
 		if len(m.Key) == 0 {
 			continue
 		}
 		holder, err := t.db.claimKey(t, m)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		if !slices.ContainsFunc(ms, func(m *message.Message) bool { return m.ID == holder }) {
-			return holder, t.forgetKeys(ms)
+		if !slices.ContainsFunc(ms, func(m *message.Message) bool { return m.ID == holder.Of }) {
+			return &holder, t.forgetKeys(ms)
 		}
 	}
-	return 0, nil
+	return nil, nil
 }
 
 func (t *tx) forgetKeys(ms []*message.Message) error {
@@ -40,8 +40,27 @@ func (t *tx) forgetKeys(ms []*message.Message) error {
 	return nil
 }
 
-// statusTaken is submission.status of what was put: a repetition is told that it was accepted.
+// statusTaken is submission.status of what was put with a key alone.
 const statusTaken = 200
+
+// statusOf returns what submission.status says of m: that it was put, and with which fingerprint.
+func statusOf(m *message.Message) int {
+	if m.Print == 0 {
+		return statusTaken
+	}
+	return int(m.Print)
+}
+
+// keyHolder asks for the message that has a key. scanHolder reads the answer.
+const keyHolder = "SELECT key, message, status FROM submission WHERE key "
+
+func scanHolder(r scanner) (holder message.Duplicate, key []byte, err error) {
+	err = r.Scan(&key, (*int64)(&holder.Of), &holder.Fingerprint)
+	if holder.Fingerprint == statusTaken {
+		holder.Fingerprint = 0
+	}
+	return holder, key, err
+}
 
 const forgetKey = "DELETE FROM submission WHERE message = ?"
 

@@ -25,7 +25,7 @@ func (r *rig) duplicate(t *testing.T, own bool, of message.ID, ms ...*message.Me
 	w := r.Put(ms, own)
 	<-w.Done()
 	_, err := w.Result()
-	if dup, ok := errors.AsType[*message.Duplicate](err); !ok || dup.Of != of {
+	if dup, ok := errors.AsType[*message.Duplicate](err); !ok || dup.Of != of || dup.Fingerprint != 0 {
 		t.Errorf("a second message under the key gave %v, want a duplicate of %v", err, of)
 	}
 	for _, m := range ms {
@@ -41,6 +41,17 @@ func testKey(t *testing.T, r *rig) {
 		r.put(t, own, other)
 		r.duplicate(t, own, first.ID, r.ordered(name))
 		r.duplicate(t, own, first.ID, r.message("a@example.net"), r.ordered(name))
+	}
+	marked := r.ordered("marked")
+	marked.Print = 1<<30 | 12345
+	r.put(t, false, marked)
+	again := r.ordered("marked")
+	again.Print = 1<<30 | 54321
+	w := r.Put([]*message.Message{again}, false)
+	<-w.Done()
+	_, err := w.Result()
+	if dup, ok := errors.AsType[*message.Duplicate](err); !ok || dup.Fingerprint != marked.Print {
+		t.Errorf("the duplicate is %+v, want the fingerprint %d of the first", dup, marked.Print)
 	}
 	first := r.ordered("k")
 	epoch := r.put(t, true, first).Epoch
