@@ -138,6 +138,9 @@ func (t *try) settlements() []message.Settlement {
 		default:
 			s.Paused = true
 		}
+		if w.outcome == message.None && !s.Paused {
+			s.Signature = t.keep()
+		}
 		s.Recipient = w.Recipient
 		ss = append(ss, s)
 	}
