@@ -94,3 +94,71 @@ func TestWhatAHostOffersNowIsWhatIsSignedAlsoWhereMailWasSignedBefore(t *testing
 		verified(t, g.key, got[2].wire)
 	})
 }
+
+// putOffTwice submits mail that its upstream puts off twice before it takes it, and returns when each try was signed.
+func (g *rig) putOffTwice(s *service, client, key string, between func()) (signed []time.Time) {
+	g.t.Helper()
+	s.set(func(s *service) {
+		s.verdict = func(e message.Envelope) []message.Verdict {
+			v := message.Verdict{Class: message.Temporary, Scope: message.ScopeRecipient, Code: 450, Text: "later"}
+			if len(s.sends) == 3 {
+				v = message.Verdict{Class: message.Accepted, Code: 250}
+			}
+			return v.Verdicts(len(e.To))
+		}
+	})
+	if _, err := g.submit(client, ""); err != nil {
+		g.t.Fatal(err)
+	}
+	for range 2 {
+		time.Sleep(500 * time.Millisecond)
+		synctest.Wait()
+		between()
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+	}
+	got := s.got()
+	if len(got) != 3 || len(g.queue()) != 0 {
+		g.t.Fatalf("%d tries, and %d rows are left", len(got), len(g.queue()))
+	}
+	signed = append(signed, verified(g.t, g.key, got[0].wire))
+	for _, s := range got[1:] {
+		signed = append(signed, verified(g.t, key, s.wire))
+	}
+	return signed
+}
+
+func TestDeferredMailIsSignedOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, nil)
+		restart := func() { g.stop(); g.start(nil) }
+		if s := g.putOffTwice(g.marketing, "news", g.key, restart); !s[1].Equal(s[0]) || !s[2].Equal(s[0]) {
+			t.Errorf("signed at %v, want each try with the first one's signature", s)
+		}
+	})
+}
+
+func TestDeferredMailIsSignedAnewWithAnotherKey(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, nil)
+		other := g.key + ".other"
+		writeKey(t, other)
+		change := func() {
+			g.stop()
+			g.cfg.Stream["marketing"].DKIM[0].KeyFile = other
+			g.start(nil)
+		}
+		if s := g.putOffTwice(g.marketing, "news", other, change); !s[1].After(s[0]) || !s[2].Equal(s[1]) {
+			t.Errorf("signed at %v, want the second try anew and the third as the second", s)
+		}
+	})
+}
+
+func TestADeferredCodeIsSignedForEachTry(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, func(c *config.Config) { c.Stream["auth"].Retry = []time.Duration{time.Minute} })
+		if s := g.putOffTwice(g.auth, "logto", g.key, func() {}); !s[1].After(s[0]) || !s[2].After(s[1]) {
+			t.Errorf("signed at %v, want nothing kept that the code could be guessed from", s)
+		}
+	})
+}
