@@ -4,22 +4,20 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"hash"
-	"strings"
-
-	"gatepost/message"
 )
 
 // The relaxed canonicalization of RFC 6376 §3.4, as go-msgauth has it to the octet, but without a copy of the message:
 // what is as it must be is hashed where it lies.
 
-// bodyHash returns the SHA-256 of body, relaxed (§3.4.4).
-func bodyHash(body []byte) []byte {
+// BodyHash returns the SHA-256 of body, relaxed (§3.4.4), as bh= has it.
+func BodyHash(body []byte) (sum [sha256.Size]byte) {
 	h := sha256.New()
 	if rest := bytes.TrimRight(body, " \t\r\n"); len(rest) > 0 {
 		hashLines(h, rest)
 		h.Write([]byte("\r\n"))
 	}
-	return h.Sum(nil)
+	h.Sum(sum[:0])
+	return sum
 }
 
 // hashLines writes body, which has neither line end nor white space at its end, to h. Lines that stay as they are go in
@@ -83,40 +81,22 @@ func relax(to, line []byte) []byte {
 	return to
 }
 
-// relaxField appends the relaxed form of the field with that name and value (§3.4.2), without its line end.
+// relaxField appends the relaxed form of the field with that name, in lower case, and value (§3.4.2), without its line end.
 func relaxField(to []byte, name string, value []byte) []byte {
-	to = append(to, strings.ToLower(name)...)
-	to = append(to, ':')
-	for i, word := range bytes.FieldsFunc(value, isSpace) {
-		if i > 0 {
-			to = append(to, ' ')
-		}
-		to = append(to, word...)
-	}
-	return to
-}
-
-func isSpace(r rune) bool { return r == ' ' || r == '\t' || r == '\r' || r == '\n' }
-
-// headerInput returns what of header the signature covers, in the order of names: of fields that occur more than once
-// the last first (§5.4.2). A name beyond those that occur adds nothing, so that nobody can add one later.
-func headerInput(header []byte, names []string) []byte {
-	found := map[string][]message.Field{}
-	for f := range message.Fields(header) {
-		name := strings.ToLower(f.Name())
-		found[name] = append(found[name], f)
-	}
-	input := make([]byte, 0, len(header)+1024)
-	for _, name := range names {
-		name = strings.ToLower(name)
-		fields := found[name]
-		if len(fields) == 0 {
+	to = append(append(to, name...), ':')
+	start := len(to)
+	space := false
+	for _, b := range value {
+		switch b {
+		case ' ', '\t', '\r', '\n':
+			space = true
 			continue
 		}
-		last := fields[len(fields)-1]
-		found[name] = fields[:len(fields)-1]
-		_, value, _ := bytes.Cut(last, []byte(":"))
-		input = append(relaxField(input, name, value), "\r\n"...)
+		if space && len(to) > start {
+			to = append(to, ' ')
+		}
+		space = false
+		to = append(to, b)
 	}
-	return input
+	return to
 }

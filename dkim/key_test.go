@@ -107,7 +107,7 @@ func TestKeyFileThatIsNone(t *testing.T) {
 }
 
 func TestCredentialsOfSystemdMayBeGroupReadable(t *testing.T) {
-	file := newKey(t, "ed25519")
+	file := keyFile(t, "ed25519")
 	if err := os.Chmod(file, 0o440); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestShortRSAKeysAreWarnedOf(t *testing.T) {
 	if err := os.WriteFile(file, []byte(block(t, "PRIVATE KEY")(der, err)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := newSigner(t, config.DKIM{Selector: "gp1", KeyFile: file}, config.DKIM{Selector: "gp2", KeyFile: newKey(t, "rsa")})
+	s := newSigner(t, config.DKIM{Selector: "gp1", KeyFile: file}, config.DKIM{Selector: "gp2", KeyFile: keyFile(t, "rsa")})
 	if ws := s.Warnings(); len(ws) != 1 || !strings.Contains(ws[0], "1024 bits") || !strings.Contains(ws[0], file) {
 		t.Errorf("warnings %q, want one that names the file and its 1024 bits", ws)
 	}
@@ -144,7 +144,7 @@ func TestShortRSAKeysAreWarnedOf(t *testing.T) {
 
 func TestGeneratedKeysAreForTheirOwnerAlone(t *testing.T) {
 	for _, algorithm := range []string{"rsa", "ed25519"} {
-		file := newKey(t, algorithm)
+		file := keyFile(t, algorithm)
 		info, err := os.Stat(file)
 		if err != nil {
 			t.Fatal(err)
@@ -159,7 +159,7 @@ func TestGeneratedKeysAreForTheirOwnerAlone(t *testing.T) {
 }
 
 func TestKeyIsNeverOverwritten(t *testing.T) {
-	file := newKey(t, "ed25519")
+	file := keyFile(t, "ed25519")
 	before, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)

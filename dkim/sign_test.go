@@ -27,8 +27,8 @@ const sample = "From: Example <no-reply@auth.example.com>\r\n" +
 	"\r\n" +
 	"Your code is  123456. \r\n\r\n.leading dot\r\nJapanese: 確認コード\r\n\r\n\r\n"
 
-// newKey writes a fresh key and returns its file.
-func newKey(t testing.TB, algorithm string) string {
+// keyFile writes a fresh key and returns its file.
+func keyFile(t testing.TB, algorithm string) string {
 	t.Helper()
 	pem, err := GenerateKey(algorithm, 0)
 	if err != nil {
@@ -53,7 +53,7 @@ func newSigner(t testing.TB, keys ...config.DKIM) *Signer {
 // bothKeys returns a signer with an RSA and an Ed25519 key, and its records for auth.example.com.
 func bothKeys(t testing.TB) (*Signer, []Record) {
 	t.Helper()
-	s := newSigner(t, config.DKIM{Selector: "gp1", KeyFile: newKey(t, "rsa")}, config.DKIM{Selector: "gp2", KeyFile: newKey(t, "ed25519")})
+	s := newSigner(t, config.DKIM{Selector: "gp1", KeyFile: keyFile(t, "rsa")}, config.DKIM{Selector: "gp2", KeyFile: keyFile(t, "ed25519")})
 	records, err := s.Records("auth.example.com")
 	if err != nil {
 		t.Fatal(err)
@@ -217,7 +217,7 @@ func TestFieldsTheNextHopRewritesAreLeftOut(t *testing.T) {
 }
 
 func TestSigningDomain(t *testing.T) {
-	file := newKey(t, "ed25519")
+	file := keyFile(t, "ed25519")
 	for name, tt := range map[string]struct {
 		domain, from, want string // want "" for refused
 	}{
@@ -249,7 +249,7 @@ func TestSigningDomain(t *testing.T) {
 }
 
 func TestUnsignedNeverPassesForSigned(t *testing.T) {
-	ed := newSigner(t, config.DKIM{Selector: "gp1", KeyFile: newKey(t, "ed25519")})
+	ed := newSigner(t, config.DKIM{Selector: "gp1", KeyFile: keyFile(t, "ed25519")})
 	for name, sign := range map[string]func() ([]byte, error){
 		"without a key": func() ([]byte, error) { return newSigner(t).Sign(message.Raw(sample), "auth.example.com", nil, false) },
 		"without a blank line": func() ([]byte, error) {
@@ -286,7 +286,7 @@ func TestManySignAtOnce(t *testing.T) {
 
 func BenchmarkSign(b *testing.B) {
 	for _, algorithm := range []string{"rsa", "ed25519"} {
-		s := newSigner(b, config.DKIM{Selector: "gp1", KeyFile: newKey(b, algorithm)})
+		s := newSigner(b, config.DKIM{Selector: "gp1", KeyFile: keyFile(b, algorithm)})
 		for _, kb := range []int{2, 20, 200} {
 			raw := message.Raw(sample + strings.Repeat("0123456789 abcdefghijklmnopqrstuvwxyz 0123456789 abcdefghijk\r\n", kb<<10/62))
 			b.Run(fmt.Sprintf("%s/%dKB", algorithm, kb), func(b *testing.B) {

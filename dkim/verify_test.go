@@ -94,7 +94,7 @@ func TestVerifyLooksAtNoMoreThan20Signatures(t *testing.T) {
 }
 
 func TestAlignment(t *testing.T) {
-	s := newSigner(t, config.DKIM{Selector: "gp1", KeyFile: newKey(t, "ed25519")})
+	s := newSigner(t, config.DKIM{Selector: "gp1", KeyFile: keyFile(t, "ed25519")})
 	for name, tt := range map[string]struct {
 		d, from string
 		want    bool

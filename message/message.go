@@ -216,6 +216,14 @@ type Delivery struct {
 	Message *Message // with Raw; its Recipients are those claimed
 	Epoch   int64    // under which they were claimed; Settle is conditional on it
 	Held    string   // why the body cannot be opened, as an alarm: the message is to be held with it; "" where it can
+
+	Signature *Signature // of an earlier try; nil where none was kept
+}
+
+// Signature is what was made to sign a message as it is stored.
+type Signature struct {
+	Profile [32]byte // of what it was made with: it serves as long as that is the same
+	Fields  []byte   // the DKIM-Signature fields, CRLF-terminated
 }
 
 // PutResult tells what a durable Put did.

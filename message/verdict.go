@@ -104,6 +104,8 @@ type Settlement struct {
 	Alarm        string   // "" or why an operator should look
 	Notification *Message // queued in the same transaction to tell the sender of failures; settlements may share one; nil for none
 	Forget       bool     // whoever submitted the message is told no: the Key of its order is free again
+
+	Signature *Signature // to be kept with the message for its next try; nil for none, or the one that is kept already
 }
 
 // ID returns the key of the row that s is about.

@@ -48,6 +48,9 @@ type try struct {
 	arm   *hop   // that the message begins at
 	rows  []*row
 
+	signature atomic.Pointer[message.Signature] // of the message as it is stored; nil until there is one
+	kept      *message.Signature                // what the spool has of it
+
 	place     *ticket     // that was taken, or lined up for, before the walk began; nil once it is used
 	placeAt   *pair       // whose place it is
 	unsettled []*handOver // through which a copy may have gone
@@ -74,7 +77,8 @@ type row struct {
 }
 
 func newTry(r *Relay, l *lane, g *Generation, d *message.Delivery) *try {
-	t := &try{r: r, lane: l, plan: g.plans[l.name], msg: d.Message, epoch: d.Epoch, held: d.Held}
+	t := &try{r: r, lane: l, plan: g.plans[l.name], msg: d.Message, epoch: d.Epoch, held: d.Held, kept: d.Signature}
+	t.signature.Store(d.Signature)
 	t.arm = t.plan.arm(d.Message.ID)
 	for _, rec := range d.Message.Recipients {
 		t.rows = append(t.rows, &row{Recipient: rec, way: t.plan.way(t.arm, &rec), before: rec.LastReply, trouble: rec.LastReply})
@@ -372,6 +376,7 @@ func (o *handOver) reserveAndSend() ([]message.Verdict, error) {
 		return nil, err
 	}
 	o.reserved, o.local = true, slot.Local()
+	o.hop.pair.learnCaps(slot.Caps())
 	verdicts, err := o.through(before, slot)
 	if err == nil && slices.ContainsFunc(verdicts, mayBeOut) {
 		o.slot = slot
@@ -389,7 +394,7 @@ func mayBeOut(v message.Verdict) bool {
 // through makes what slot can take of the message, and hands it over in as many parts as its limit of recipients wants.
 func (o *handOver) through(before *time.Timer, slot upstream.Slot) ([]message.Verdict, error) {
 	t, rows := o.t, o.rows
-	wire, eightBit, err := o.render(o.ctx, slot.Caps())
+	wire, eightBit, err := t.render(o.ctx, o.hop, slot.Caps())
 	if err != nil {
 		return o.unrendered(o.ctx, err, len(rows))
 	}
@@ -491,31 +496,6 @@ func (t *try) durable(ctx context.Context) error {
 		t.put, t.epoch = nil, res.Epoch
 	}
 	return err
-}
-
-// render makes the bytes for this slot: what the next hop needs, then the signature over exactly that.
-func (o *handOver) render(ctx context.Context, caps upstream.Caps) (net.Buffers, bool, error) {
-	t, traits := o.t, o.hop.upstream.Traits()
-	caps.SMTPUTF8 = caps.SMTPUTF8 && t.msg.SMTPUTF8 // offered but not asked for is not there
-	raw, eightBit, err := render(t.msg.Raw, caps, traits)
-	if err != nil {
-		return nil, false, err
-	}
-	if traits.DKIM != "sign" {
-		return net.Buffers{raw}, eightBit, nil
-	}
-	if t.plan.signer == nil {
-		return nil, false, fmt.Errorf("sign for %s: stream %s has no DKIM key", o.hop.config.Name, t.lane.name)
-	}
-	if err := t.r.signing.enter(ctx, t.lane.kind == message.Auth); err != nil {
-		return nil, false, err
-	}
-	defer t.r.signing.leave()
-	fields, err := t.plan.signer.Sign(raw, t.msg.HeaderFrom, traits.NeverSign, traits.OneSignature)
-	if err != nil {
-		return nil, false, fmt.Errorf("sign for %s: %w", o.hop.config.Name, err)
-	}
-	return net.Buffers{fields, raw}, eightBit, nil
 }
 
 // unrendered turns a failure to render into verdicts: what cannot be expressed for this upstream is its refusal, and

@@ -47,6 +47,7 @@ type service struct {
 	closed   int
 	most     int
 	traits   upstream.Traits
+	caps     *upstream.Caps // default: 8BITMIME and SMTPUTF8
 }
 
 func (s *service) Traits() upstream.Traits { return s.traits }
@@ -94,9 +95,16 @@ func (s *service) attempts() int {
 
 type fakeSlot struct{ s *service }
 
-func (f *fakeSlot) Caps() upstream.Caps { return upstream.Caps{EightBitMIME: true, SMTPUTF8: true} }
-func (f *fakeSlot) Local() string       { return "127.0.0.2" }
-func (f *fakeSlot) Release()            { f.s.set(func(s *service) { s.inUse-- }) }
+func (f *fakeSlot) Caps() upstream.Caps {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	if f.s.caps != nil {
+		return *f.s.caps
+	}
+	return upstream.Caps{EightBitMIME: true, SMTPUTF8: true}
+}
+func (f *fakeSlot) Local() string { return "127.0.0.2" }
+func (f *fakeSlot) Release()      { f.s.set(func(s *service) { s.inUse-- }) }
 
 func (f *fakeSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffers, commit func() error) []message.Verdict {
 	cut := message.Verdict{Class: message.Temporary, Scope: message.ScopeUpstream, Text: "cut short"}

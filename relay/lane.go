@@ -188,14 +188,15 @@ func (l *lane) done(octets int) {
 	l.poke()
 }
 
-// room returns how many recipients, and octets of mail, may be claimed now: up to two messages per hand-over, so that
-// one is ready whenever a place gets free, and only once a quarter of that is free, so that claims come in batches, and
-// half of the window, since one message may be larger than what is left of it.
+// room returns how many recipients, and octets of mail, may be claimed now: up to three messages per hand-over, so that
+// while one goes out another is being signed and a third is ready whenever a place gets free. That is only once a sixth of
+// that is free, so that claims come in batches, and half of the window, since one message may be larger than what is left
+// of it.
 func (l *lane) room() (recipients int, octets int64) {
 	limit := l.limit()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	recipients, octets = 2*limit-l.outstanding, min(l.window-l.octets, claimBytes)
+	recipients, octets = 3*limit-l.outstanding, min(l.window-l.octets, claimBytes)
 	if recipients < max(1, limit/2) || l.octets > l.window/2 && l.outstanding > 0 {
 		return 0, 0
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gatepost/event"
@@ -33,7 +34,8 @@ type pair struct {
 	hop     *hop
 	places  *gate // hand-overs from check-out until what they sent is settled
 	domains *domains
-	retired chan struct{} // closed when no route goes through it any more
+	caps    atomic.Pointer[upstream.Caps] // of its last connection; nil before the first
+	retired chan struct{}                 // closed when no route goes through it any more
 
 	mu        sync.Mutex
 	paused    bool

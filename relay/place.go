@@ -87,6 +87,7 @@ func (t *try) wait(place *ticket, h *hop, rows []*row) bool {
 		defer time.AfterFunc(h.commitTimeout, func() { cancel(errCommitTimeout) }).Stop()
 	}
 	began := time.Now()
+	t.signAhead(ctx, h)
 	err := place.wait(ctx)
 	if errors.Is(err, errCommitTimeout) {
 		t.noPlace(h, rows, began)

@@ -121,6 +121,7 @@ func (t *try) conclude(rows []*row) {
 // back as it was.
 func (t *try) settlements() []message.Settlement {
 	ss := make([]message.Settlement, 0, len(t.rows))
+	kept := t.keep()
 	for _, w := range t.rows {
 		s := message.Settlement{Message: t.msg, Epoch: t.epoch, Attempt: cmp.Or(w.attempt, w.barred), Outcome: w.outcome, Alarm: w.alarm}
 		if w.setBack == 0 && len(w.Refused) > 0 && t.lane.limit() > 0 && t.r.ctx.Err() == nil {
@@ -137,6 +138,9 @@ func (t *try) settlements() []message.Settlement {
 			w.DueAt = time.Now().Add(w.setBack)
 		default:
 			s.Paused = true
+		}
+		if w.outcome == message.None && !s.Paused {
+			s.Signature, kept = kept, nil
 		}
 		s.Recipient = w.Recipient
 		ss = append(ss, s)

@@ -178,7 +178,10 @@ func (s *Store) deliveries(rows []row, epoch int64) ([]*message.Delivery, error)
 		r.DueAt = s.local(r.DueAt)
 		d.Message.Recipients = append(d.Message.Recipients, r.Recipient)
 	}
-	return ds, s.readBodies(ds)
+	if err := s.readBodies(ds); err != nil {
+		return nil, err
+	}
+	return ds, s.readSignatures(ds)
 }
 
 // readBodies fills in what rowSelect leaves out.

@@ -36,11 +36,12 @@ type database interface {
 	due(t *tx, j *claimJob) ([]row, error)
 	stamp(t *tx, j *claimJob) error
 	release(t *tx, ids []message.RecipientID) error
-	waits(t *tx, supersede []byte) bool                  // whether something may wait under a key
-	again(t *tx, found []row) (now []row, err error)     // the same rows as they are now, to be changed unless owned
-	takeBack(t *tx, id message.ID) (ns []int, err error) // removes the recipients of a Put that failed
-	end(t *tx, id message.RecipientID) error             // removes an unowned row, but not its message
-	endMessage(t *tx, id message.ID) error               // removes a message without recipients
+	waits(t *tx, supersede []byte) bool                         // whether something may wait under a key
+	again(t *tx, found []row) (now []row, err error)            // the same rows as they are now, to be changed unless owned
+	takeBack(t *tx, id message.ID) (ns []int, err error)        // removes the recipients of a Put that failed
+	end(t *tx, id message.RecipientID) error                    // removes an unowned row, but not its message
+	endMessage(t *tx, id message.ID) error                      // removes a message without recipients
+	keepSignature(id message.ID, kept *message.Signature) error // in the place of one that is there; it goes with the message
 	leftovers(t *tx, after message.ID) (found []message.ID, last message.ID, end bool, err error)
 	giveBack(t *tx) (more bool, err error) // gives unused space back to the file system, a little at a time
 

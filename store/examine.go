@@ -267,7 +267,7 @@ func neededKeys(ctx context.Context, conn *pgx.Conn) (map[int64]int, error) {
 }
 
 // ourTables are those that a node reads and writes.
-var ourTables = append([]string{"body_part"}, tables...)
+var ourTables = append([]string{"body_part", "signature"}, tables...)
 
 // clock compares the clocks of this host and of the database.
 func (e *examiner) clock(ctx context.Context) error {

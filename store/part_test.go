@@ -352,7 +352,7 @@ func TestADatabaseOfTheFirstSchemaIsMigratedWithItsMail(t *testing.T) {
 	mustPut(t, s, false, small)
 	mustPut(t, s, true, own)
 	closeTest(t, s)
-	if err := sqlOn(filepath.Join(dir, databaseFile), "DROP INDEX submission_expires", "DROP INDEX submission_message", "DROP TABLE body_part", "ALTER TABLE body DROP COLUMN octets",
+	if err := sqlOn(filepath.Join(dir, databaseFile), "DROP INDEX submission_expires", "DROP INDEX submission_message", "DROP TABLE body_part", "DROP TABLE signature", "ALTER TABLE body DROP COLUMN octets",
 		"UPDATE meta SET value = '1' WHERE key = 'schema'"); err != nil {
 		t.Fatal(err)
 	}

@@ -65,6 +65,9 @@ func (t *tx) settle(s *message.Settlement) (ours bool, err error) {
 	if s.Outcome != message.None {
 		err = t.db.endMessage(t, s.Message.ID)
 	}
+	if err == nil {
+		err = t.keepSignature(s)
+	}
 	if err == nil && s.Forget {
 		err = t.db.forgetKey(s.Message.KeyOf())
 	}

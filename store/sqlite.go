@@ -37,6 +37,8 @@ type liteDB struct {
 	conn    *sql.Conn
 	stmts   map[string]*sql.Stmt
 	readers *sql.DB
+
+	signatures bool // some may be kept
 }
 
 // openDatabase opens the database in dir, makes it if there is none, and brings it to our schema. A file that is
@@ -128,8 +130,11 @@ func inspect(path string) (version int, err error) {
 	if known := len(migrationNames()); version > known {
 		return 0, fmt.Errorf("%s was written by a newer gatepost (schema %d, this one knows up to %d) and was left as it is: run that version or a newer one", path, version, known)
 	}
-	if version >= 2 {
-		if err := touch(db, []string{"body_part"}); err != nil {
+	for since, table := range map[int]string{2: "body_part", 4: "signature"} {
+		if version < since {
+			continue
+		}
+		if err := touch(db, []string{table}); err != nil {
 			return 0, damaged(err)
 		}
 	}
@@ -229,6 +234,9 @@ func (d *liteDB) connect(path string, version int) (err error) {
 	}
 	if err := migrate(ctx, d.conn, version); err != nil {
 		return fmt.Errorf("bring the schema from %d to %d: %w", version, len(migrationNames()), err)
+	}
+	if err := d.conn.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM signature)").Scan(&d.signatures); err != nil {
+		return err
 	}
 	if d.readers, err = sql.Open("sqlite", dsn(path, "mode=ro&_dqs=0&_pragma=busy_timeout(5000)&_pragma=mmap_size(0)&_pragma=query_only(1)")); err != nil {
 		return err

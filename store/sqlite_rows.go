@@ -282,6 +282,9 @@ func (d *liteDB) endMessage(t *tx, id message.ID) error {
 	if err != nil || n == 0 {
 		return err
 	}
+	if err := d.forgetSignature(id); err != nil {
+		return err
+	}
 	if n, err = d.exec("DELETE FROM body WHERE id = ? AND octets = 0", int64(id)); err != nil || n > 0 {
 		return err
 	}

@@ -65,6 +65,7 @@ func Run(t *testing.T, e Engine) {
 		"settle touches only rows of its epoch":                  testStaleEpoch,
 		"settling twice is lost the second time":                 testSettleTwice,
 		"a settlement that defers leaves the row as it says":     testDefer,
+		"deferred mail keeps its signature, sealed mail none":    testSignature,
 		"a paused settlement changes nothing and has no event":   testPaused,
 		"the last recipient takes the message along":             testLastRecipient,
 		"every way to end has its event":                         testOutcomes,
