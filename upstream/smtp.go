@@ -19,7 +19,7 @@ import (
 // A connection is kept for the next mail, but not for ever: hosts close idle and old ones in their own time, and what
 // DNS says of the host should matter again some day.
 const (
-	idleTime = 25 * time.Second // most hosts wait for 30 s or more
+	idleTime = 25 * time.Second // most hosts wait for 30 s or more; see habits
 	maxAge   = 5 * time.Minute
 	maxMails = 100
 )
@@ -43,7 +43,8 @@ type smtpUpstream struct {
 	coming  int                // spares that are being opened
 	ending  map[*smtpConn]bool // that were told QUIT
 	absence absence            // of spares
-	closed  bool               // Close has had its end: nothing is kept or quit politely
+	habits  habits
+	closed  bool // Close has had its end: nothing is kept or quit politely
 }
 
 func newSMTP(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) (*smtpUpstream, error) {
@@ -156,7 +157,7 @@ func (u *smtpUpstream) checkOut(ctx context.Context) (*smtpConn, error) {
 		if c == nil {
 			return u.connect(ctx)
 		}
-		if !c.stale() && !c.spoken() {
+		if !c.stale() && !c.unfit(ctx) {
 			return c, nil
 		}
 		u.kill(c)
@@ -295,15 +296,16 @@ func (u *smtpUpstream) checkIn(c *smtpConn) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.closing.Err() != nil || c.mails >= c.maxMails || time.Since(c.born) >= maxAge {
+	rest, life := u.habits.bounds()
+	if u.closing.Err() != nil || c.mails >= c.maxMails || time.Since(c.born) >= life {
 		u.quit(c)
 		return
 	}
-	if c.mails > 0 || c.asked {
+	if c.mails > 0 || c.outlived > 0 && time.Since(c.born) >= shortLife {
 		u.absence.fails = 0
 	}
 	c.restsSince = time.Now()
-	c.idle = time.AfterFunc(idleTime, func() { u.refresh(c) })
+	c.idle = time.AfterFunc(min(lookTime, rest), func() { u.look(c) })
 	u.pool = append(u.pool, c)
 }
 

@@ -175,6 +175,11 @@ func (s *smtpSlot) chunk(ctx context.Context, m *mail, commit func() error) (vs 
 	if err != nil {
 		return s.beforeCommit(ctx, m, c.failed("mail", err))
 	}
+	if c.owes { // only who answers is there
+		if err := c.noopAnswer(ctx); err != nil {
+			return s.beforeCommit(ctx, m, err)
+		}
+	}
 	if commit() != nil {
 		return nil, false
 	}

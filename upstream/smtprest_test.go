@@ -1,0 +1,166 @@
+package upstream_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"gatepost/message"
+	"gatepost/upstream"
+	"gatepost/upstream/upstreamtest"
+)
+
+func TestAMailThatComesWhileTheHostIsAskedNeedsNoNewConnection(t *testing.T) {
+	const delay = 200 * time.Millisecond // of the answer to NOOP
+	for name, chunking := range map[string]bool{"in two flights": false, "in one flight": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h, u := warmBubble(t, 2, upstreamtest.HostOptions{Chunking: chunking}, authLane)
+				for range 3 { // the second is after the probe of how the host takes chunks
+					wantClasses(t, send(t, u, envelope()), message.Accepted)
+					synctest.Wait()
+				}
+				before := h.Accepted()
+				h.Script(func(s upstreamtest.Step) upstreamtest.Action {
+					if s.Verb == "NOOP" {
+						return upstreamtest.Action{Delay: delay}
+					}
+					return upstreamtest.Action{}
+				})
+				for n := 0; count(h, "NOOP") == 0; n++ {
+					if time.Sleep(time.Second); n > 60 {
+						t.Fatal("the host was never asked")
+					}
+					synctest.Wait()
+				}
+				start := time.Now()
+				slot := reserve(t, u)
+				wantClasses(t, slot.Send(t.Context(), envelope(), [][]byte{text}, commit), message.Accepted)
+				steps := h.Steps()
+				if n := steps[len(steps)-1].Conn; n > before || time.Since(start) > delay {
+					t.Errorf("the mail went by connection %d of %d after %v", n, before, time.Since(start))
+				}
+				slot.Release()
+				if verbs := h.Verbs(); chunking != (verbs[len(verbs)-2] == "BDAT") {
+					t.Errorf("the host heard %v", verbs)
+				}
+			})
+		})
+	}
+}
+
+func TestAMailThatComesWhileTheHostIsAskedAndGoesIsSentOnceOverAnother(t *testing.T) {
+	for _, chunking := range []bool{false, true} {
+		for _, answer := range []string{"421 4.4.2 idle for too long", "500 5.5.1 what?", "nonsense", upstreamtest.Drop, upstreamtest.Hang} {
+			synctest.Test(t, func(t *testing.T) {
+				h, u := warmBubble(t, 2, upstreamtest.HostOptions{Chunking: chunking}, authLane)
+				for range 3 {
+					wantClasses(t, send(t, u, envelope()), message.Accepted)
+					synctest.Wait()
+				}
+				h.Script(func(s upstreamtest.Step) upstreamtest.Action {
+					if s.Verb == "NOOP" {
+						return upstreamtest.Action{Delay: 20 * time.Millisecond, Reply: answer}
+					}
+					return upstreamtest.Action{}
+				})
+				for count(h, "NOOP") == 0 {
+					time.Sleep(time.Second)
+					synctest.Wait()
+				}
+				wantClasses(t, send(t, u, envelope()), message.Accepted)
+				if n := len(h.Messages()); n != 4 {
+					t.Errorf("%s (chunking %v): %d mails, want 4", answer, chunking, n)
+				}
+			})
+		}
+	}
+}
+
+func TestAKeptConnectionThatTheHostClosesIsReplacedBeforeAMailNeedsIt(t *testing.T) {
+	o := upstreamtest.HostOptions{TLS: "starttls"}
+	h := upstreamtest.NewHost(t, o)
+	u := open(t, configFor(t, h, o), authLane)
+	wantClasses(t, send(t, u, envelope()), message.Accepted)
+	ready := func(n int) func() bool { // connections, with EHLO before and after STARTTLS on each
+		return func() bool { return h.Connections() == n && count(h, "EHLO") == 2*h.Accepted() }
+	}
+	waitFor(t, "a spare", ready(2))
+	before := h.Accepted()
+	h.DropConnections()
+	waitFor(t, "another", func() bool { return h.Accepted() > before && ready(1)() })
+	before = h.Accepted()
+	wantClasses(t, send(t, u, envelope()), message.Accepted)
+	steps := h.Steps()
+	if n := steps[len(steps)-1].Conn; n > before {
+		t.Errorf("the mail had to wait for connection %d", n)
+	}
+}
+
+func TestAHostIsAskedWithinTheTimeThatItLetsConnectionsRest(t *testing.T) {
+	h, u := newRestPair(t)
+	const limit = 10 * time.Second
+	closeAfter(t, h, u, limit)
+	if rest, life := upstream.Bounds(u); rest >= limit || rest < limit/2 || life != upstream.MaxAge {
+		t.Fatalf("connections may rest for %v and last for %v, want clearly less than %v, and %v", rest, life, limit, upstream.MaxAge)
+	}
+	upstream.LookAfter(u, limit*9/10)
+	waitFor(t, "NOOP", func() bool { return count(h, "NOOP") == 1 })
+	if n := h.Connections(); n != 1 {
+		t.Errorf("%d connections are open", n)
+	}
+}
+
+func TestAConnectionIsReplacedBeforeTheHostEndsItForItsAge(t *testing.T) {
+	h, u := newRestPair(t)
+	upstream.LookAfter(u, upstream.IdleTime)
+	waitFor(t, "the answer to NOOP", func() bool { upstream.LookAfter(u, 0); return upstream.Answered(u) })
+	closeAfter(t, h, u, 15*time.Second)
+	rest, life := upstream.Bounds(u)
+	if ended := upstream.IdleTime + 15*time.Second; rest != upstream.IdleTime || life >= ended || life < ended/2 {
+		t.Errorf("connections may rest for %v and last for %v, want %v and clearly less than the %v after which the host ended one", rest, life, upstream.IdleTime, ended)
+	}
+}
+
+// newRestPair makes a host and an upstream that keeps a connection to it, which rests.
+func newRestPair(t *testing.T) (*upstreamtest.Host, upstream.Upstream) {
+	t.Helper()
+	o := upstreamtest.HostOptions{}
+	h := upstreamtest.NewHost(t, o)
+	c := configFor(t, h, o)
+	c.Connections = 1
+	u := open(t, c, authLane)
+	slot, err := u.Reserve(t.Context(), authLane.Lane)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot.Release()
+	return h, u
+}
+
+// closeAfter has h close its connections when they have rested for that long, and waits for another.
+func closeAfter(t *testing.T, h *upstreamtest.Host, u upstream.Upstream, rest time.Duration) {
+	t.Helper()
+	h.DropConnections()
+	waitFor(t, "the end of the connection", func() bool { return h.Connections() == 0 })
+	before := h.Accepted()
+	upstream.LookAfter(u, rest)
+	waitFor(t, "another", func() bool { return h.Accepted() > before })
+}
+
+func TestWhatAHostShowedOnceIsForgottenLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, u := warmBubble(t, 2, upstreamtest.HostOptions{}, authLane)
+		wantClasses(t, send(t, u, envelope()), message.Accepted)
+		h.Reply("NOOP", upstreamtest.Drop)
+		time.Sleep(upstream.IdleTime + upstream.NoopTime)
+		synctest.Wait()
+		if rest, _ := upstream.Bounds(u); rest >= upstream.IdleTime {
+			t.Errorf("connections may rest for %v, though the host closed one", rest)
+		}
+		time.Sleep(upstream.LearnedFor + time.Second)
+		if rest, _ := upstream.Bounds(u); rest != upstream.IdleTime {
+			t.Errorf("connections may rest for %v, want %v again", rest, upstream.IdleTime)
+		}
+	})
+}
