@@ -43,6 +43,14 @@ func Answered(u Upstream) bool {
 	return slices.ContainsFunc(s.pool, func(c *smtpConn) bool { return c.outlived > 0 })
 }
 
+// Waiting returns how many connections wait in u's pool.
+func Waiting(u Upstream) int {
+	s := u.(*smtpUpstream)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.pool)
+}
+
 // Bounds returns how long u's connections may rest, and last.
 func Bounds(u Upstream) (rest, life time.Duration) { return u.(*smtpUpstream).bounds() }
 
