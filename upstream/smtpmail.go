@@ -157,7 +157,7 @@ func (c *smtpConn) envelope(ctx context.Context, m *mail) error {
 			return c.failed(cmds[0].verb, err)
 		}
 		if c.owes {
-			if err := c.noopAnswer(ctx); err != nil {
+			if err := c.noopSoon(ctx); err != nil {
 				return err
 			}
 		}

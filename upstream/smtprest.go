@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 )
@@ -134,7 +133,7 @@ func (u *smtpUpstream) ask(c *smtpConn) {
 }
 
 // hear takes in the answer to NOOP.
-func (u *smtpUpstream) hear(c *smtpConn) { u.heard(c, c.noopAnswer(u.closing)) }
+func (u *smtpUpstream) hear(c *smtpConn) { u.heard(c, c.noopSoon(u.closing)) }
 
 // heard puts c back after ask or hear, or replaces it where that came to err.
 func (u *smtpUpstream) heard(c *smtpConn, err error) {
@@ -149,29 +148,30 @@ func (u *smtpUpstream) heard(c *smtpConn, err error) {
 	}
 }
 
-// noopAnswer reads the answer that c owes. Whatever its error is, the host has taken nothing since.
-func (c *smtpConn) noopAnswer(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	stop := c.until(ctx)
+// noopAnswer reads the answer that c owes. Whatever it is, the host is there, unless it says that it goes.
+func (c *smtpConn) noopAnswer() error {
 	r, err := readReply(c.br)
-	stop()
 	c.owes = false
 	switch {
-	case err == nil && r.code == 421:
-		return pausedBy("NOOP", r)
-	case err == nil && r.class() != 2:
-		err = fmt.Errorf("malformed reply: code %d is no answer to this", r.code)
-	}
-	if err != nil {
+	case err != nil:
 		return c.failed("NOOP", err)
+	case r.code == 421:
+		return pausedBy("NOOP", r)
 	}
 	c.outlived = max(c.outlived, c.before)
 	return nil
 }
 
+// noopSoon is noopAnswer for who may as well take another connection.
+func (c *smtpConn) noopSoon(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	defer c.until(ctx)()
+	return c.noopAnswer()
+}
+
 // unfit reports whether c, which was kept, can take no mail: the host has closed it, or said something that nobody asked
-// for. It does not wait for an answer that is still to come.
+// for, or does not answer. It does not wait for an answer that may still come.
 func (c *smtpConn) unfit(ctx context.Context) bool {
 	said, closed := c.peek()
 	switch {
@@ -180,7 +180,7 @@ func (c *smtpConn) unfit(ctx context.Context) bool {
 	case !c.owes:
 		return said || c.br.Buffered() > 0
 	case said:
-		return c.noopAnswer(ctx) != nil || c.spoken()
+		return c.noopSoon(ctx) != nil || c.spoken()
 	}
-	return false
+	return time.Since(c.restsSince) > patience
 }

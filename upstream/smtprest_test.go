@@ -49,29 +49,47 @@ func TestAMailThatComesWhileTheHostIsAskedNeedsNoNewConnection(t *testing.T) {
 	}
 }
 
-func TestAMailThatComesWhileTheHostIsAskedAndGoesIsSentOnceOverAnother(t *testing.T) {
-	for _, chunking := range []bool{false, true} {
-		for _, answer := range []string{"421 4.4.2 idle for too long", "500 5.5.1 what?", "nonsense", upstreamtest.Drop, upstreamtest.Hang} {
-			synctest.Test(t, func(t *testing.T) {
-				h, u := warmBubble(t, 2, upstreamtest.HostOptions{Chunking: chunking}, authLane)
-				for range 3 {
-					wantClasses(t, send(t, u, envelope()), message.Accepted)
-					synctest.Wait()
-				}
-				h.Script(func(s upstreamtest.Step) upstreamtest.Action {
-					if s.Verb == "NOOP" {
-						return upstreamtest.Action{Delay: 20 * time.Millisecond, Reply: answer}
+func TestAMailThatComesWhileTheHostIsAskedIsSentOnceWhateverItAnswers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer  string
+		after   time.Duration // of NOOP comes the mail
+		flights message.Class // of a mail in one flight; in two it is taken
+	}{
+		"421":           {"421 4.4.2 idle for too long", 0, message.Accepted},
+		"500":           {"500 5.5.1 what?", 0, message.Accepted},
+		"gone":          {upstreamtest.Drop, 0, message.Accepted},
+		"nonsense":      {"nonsense", 0, message.Unknown},
+		"no answer":     {upstreamtest.Hang, 600 * time.Millisecond, message.Accepted},
+		"a late answer": {"250 ok", 30 * time.Millisecond, message.Accepted},
+	} {
+		for _, chunking := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					h, u := warmBubble(t, 2, upstreamtest.HostOptions{Chunking: chunking}, authLane)
+					for range 3 {
+						wantClasses(t, send(t, u, envelope()), message.Accepted)
+						synctest.Wait()
 					}
-					return upstreamtest.Action{}
+					h.Script(func(s upstreamtest.Step) upstreamtest.Action {
+						if s.Verb == "NOOP" {
+							return upstreamtest.Action{Delay: 20 * time.Millisecond, Reply: tt.answer}
+						}
+						return upstreamtest.Action{}
+					})
+					for count(h, "NOOP") == 0 {
+						time.Sleep(time.Second)
+						synctest.Wait()
+					}
+					time.Sleep(tt.after)
+					want := message.Accepted
+					if chunking {
+						want = tt.flights
+					}
+					wantClasses(t, send(t, u, envelope()), want)
+					if n := len(h.Messages()); n > 4 || want == message.Accepted && n < 4 {
+						t.Errorf("chunking %v: %d mails, want 4", chunking, n)
+					}
 				})
-				for count(h, "NOOP") == 0 {
-					time.Sleep(time.Second)
-					synctest.Wait()
-				}
-				wantClasses(t, send(t, u, envelope()), message.Accepted)
-				if n := len(h.Messages()); n != 4 {
-					t.Errorf("%s (chunking %v): %d mails, want 4", answer, chunking, n)
-				}
 			})
 		}
 	}
