@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -14,53 +13,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gatepost/upstream/upstreamtest"
 )
-
-// quietSink is an SMTP host that takes every mail and makes no garbage of it.
-func quietSink(t testing.TB) (address string) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go takeAll(c)
-		}
-	}()
-	return l.Addr().String()
-}
-
-// takeAll answers c until it ends.
-func takeAll(c net.Conn) {
-	defer c.Close()
-	r := bufio.NewReaderSize(c, 64<<10)
-	say := func(reply string) { io.WriteString(c, reply) }
-	say("220 sink\r\n")
-	for inMail := false; ; {
-		line, err := r.ReadSlice('\n')
-		switch {
-		case err != nil:
-			return
-		case inMail && string(line) == ".\r\n":
-			inMail = false
-			say("250 2.0.0 taken\r\n")
-		case inMail:
-		case bytes.HasPrefix(line, []byte("EHLO")):
-			say("250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n")
-		case bytes.HasPrefix(line, []byte("DATA")):
-			inMail = true
-			say("354 go\r\n")
-		default:
-			say("250 2.0.0 ok\r\n")
-		}
-	}
-}
 
 // serveHere runs gatepost in this process until the test ends, with one stream of that kind, and returns where it listens.
 func serveHere(t testing.TB, kind string) (address string) {
@@ -91,7 +46,7 @@ type = "smtp"
 address = %q
 tls = "none"
 dkim = "none"
-`, address, kind, quietSink(t))
+`, address, kind, upstreamtest.Discard(t))
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}

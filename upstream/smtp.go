@@ -39,6 +39,7 @@ type smtpUpstream struct {
 	mu      sync.Mutex
 	live    map[*smtpConn]bool // all that are logged in
 	pool    []*smtpConn        // those of them that wait for a mail
+	wants   []*want            // mails that wait for one
 	making  int                // that are being opened for mail
 	coming  int                // spares that are being opened
 	ending  map[*smtpConn]bool // that were told QUIT
@@ -117,7 +118,7 @@ func (u *smtpUpstream) Reserve(ctx context.Context, lane string) (Slot, error) {
 		if err := u.slots.take(ctx, lane); err != nil {
 			return nil, u.named(err)
 		}
-		c, err := u.checkOut(ctx)
+		c, err := u.checkOut(ctx, lane)
 		if err == nil {
 			u.warm()
 			return &smtpSlot{upstream: u, lane: lane, conn: c, caps: c.caps}, nil
@@ -150,12 +151,13 @@ func (u *smtpUpstream) crowded(err error) bool {
 	return u.slots.lower(open)
 }
 
-// checkOut returns a kept connection that still works, or a new one.
-func (u *smtpUpstream) checkOut(ctx context.Context) (*smtpConn, error) {
+// checkOut returns a kept connection that still works, or else the first that there is: a new one, or one that somebody
+// gives back meanwhile.
+func (u *smtpUpstream) checkOut(ctx context.Context, lane string) (*smtpConn, error) {
 	for {
-		c := u.pop()
+		c, w := u.pop(ctx, lane)
 		if c == nil {
-			return u.connect(ctx)
+			return u.await(ctx, w)
 		}
 		if !c.stale() && !c.unfit(ctx) {
 			return c, nil
@@ -164,19 +166,21 @@ func (u *smtpUpstream) checkOut(ctx context.Context) (*smtpConn, error) {
 	}
 }
 
-// pop takes the connection last used out of the pool; nil where there is none, and the caller has to connect.
-func (u *smtpUpstream) pop() *smtpConn {
+// pop takes the connection last used out of the pool. Where there is none the caller has to await one.
+func (u *smtpUpstream) pop(ctx context.Context, lane string) (*smtpConn, *want) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.pool) == 0 {
+		w := newWant(ctx, lane)
+		u.wants = append(u.wants, w)
 		u.making++
-		return nil
+		return nil, w
 	}
 	c := u.pool[len(u.pool)-1]
 	u.pool = u.pool[:len(u.pool)-1]
 	c.idle.Stop()
 	c.reused = true
-	return c
+	return c, nil
 }
 
 // connect returns a new connection for mail, logged in; it was counted as being made. Its error is *Paused, ctx's own,
@@ -305,6 +309,9 @@ func (u *smtpUpstream) checkIn(c *smtpConn) {
 		u.absence.fails = 0
 	}
 	c.restsSince = time.Now()
+	if len(u.wants) > 0 && u.hand(c, u.wants[0]) {
+		return
+	}
 	c.idle = time.AfterFunc(min(lookTime, rest), func() { u.look(c) })
 	u.pool = append(u.pool, c)
 }
