@@ -166,7 +166,7 @@ func writeCertificate(t *testing.T, dir, name string) *x509.CertPool {
 	return pool
 }
 
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	t.Helper()
 	for range 1000 {
 		addr := fmt.Sprintf("127.0.0.1:%d", 31000+mathrand.N(1000))

@@ -19,7 +19,7 @@ import (
 // A connection is kept for the next mail, but not for ever: hosts close idle and old ones in their own time, and what
 // DNS says of the host should matter again some day.
 const (
-	idleTime = 25 * time.Second // most hosts wait for 30 s or more
+	idleTime = 25 * time.Second // most hosts wait for 30 s or more; see habits
 	maxAge   = 5 * time.Minute
 	maxMails = 100
 )
@@ -39,11 +39,13 @@ type smtpUpstream struct {
 	mu      sync.Mutex
 	live    map[*smtpConn]bool // all that are logged in
 	pool    []*smtpConn        // those of them that wait for a mail
+	wants   []*want            // mails that wait for one
 	making  int                // that are being opened for mail
 	coming  int                // spares that are being opened
 	ending  map[*smtpConn]bool // that were told QUIT
 	absence absence            // of spares
-	closed  bool               // Close has had its end: nothing is kept or quit politely
+	habits  habits
+	closed  bool // Close has had its end: nothing is kept or quit politely
 }
 
 func newSMTP(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) (*smtpUpstream, error) {
@@ -116,7 +118,7 @@ func (u *smtpUpstream) Reserve(ctx context.Context, lane string) (Slot, error) {
 		if err := u.slots.take(ctx, lane); err != nil {
 			return nil, u.named(err)
 		}
-		c, err := u.checkOut(ctx)
+		c, err := u.checkOut(ctx, lane)
 		if err == nil {
 			u.warm()
 			return &smtpSlot{upstream: u, lane: lane, conn: c, caps: c.caps}, nil
@@ -149,33 +151,36 @@ func (u *smtpUpstream) crowded(err error) bool {
 	return u.slots.lower(open)
 }
 
-// checkOut returns a kept connection that still works, or a new one.
-func (u *smtpUpstream) checkOut(ctx context.Context) (*smtpConn, error) {
+// checkOut returns a kept connection that still works, or else the first that there is: a new one, or one that somebody
+// gives back meanwhile.
+func (u *smtpUpstream) checkOut(ctx context.Context, lane string) (*smtpConn, error) {
 	for {
-		c := u.pop()
+		c, w := u.pop(ctx, lane)
 		if c == nil {
-			return u.connect(ctx)
+			return u.await(ctx, w)
 		}
-		if !c.stale() && !c.spoken() {
+		if !c.stale() && !c.unfit(ctx) {
 			return c, nil
 		}
 		u.kill(c)
 	}
 }
 
-// pop takes the connection last used out of the pool; nil where there is none, and the caller has to connect.
-func (u *smtpUpstream) pop() *smtpConn {
+// pop takes the connection last used out of the pool. Where there is none the caller has to await one.
+func (u *smtpUpstream) pop(ctx context.Context, lane string) (*smtpConn, *want) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.pool) == 0 {
+		w := newWant(ctx, lane)
+		u.wants = append(u.wants, w)
 		u.making++
-		return nil
+		return nil, w
 	}
 	c := u.pool[len(u.pool)-1]
 	u.pool = u.pool[:len(u.pool)-1]
 	c.idle.Stop()
 	c.reused = true
-	return c
+	return c, nil
 }
 
 // connect returns a new connection for mail, logged in; it was counted as being made. Its error is *Paused, ctx's own,
@@ -295,15 +300,19 @@ func (u *smtpUpstream) checkIn(c *smtpConn) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.closing.Err() != nil || c.mails >= c.maxMails || time.Since(c.born) >= maxAge {
+	rest, life := u.habits.bounds()
+	if u.closing.Err() != nil || c.mails >= c.maxMails || time.Since(c.born) >= life {
 		u.quit(c)
 		return
 	}
-	if c.mails > 0 || c.asked {
+	if c.mails > 0 || c.outlived > 0 && time.Since(c.born) >= shortLife {
 		u.absence.fails = 0
 	}
 	c.restsSince = time.Now()
-	c.idle = time.AfterFunc(idleTime, func() { u.refresh(c) })
+	if len(u.wants) > 0 && u.hand(c, u.wants[0]) {
+		return
+	}
+	c.idle = time.AfterFunc(min(lookTime, rest), func() { u.look(c) })
 	u.pool = append(u.pool, c)
 }
 

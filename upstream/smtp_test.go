@@ -50,10 +50,10 @@ func egress() *upstream.Egress {
 	return upstream.NewEgress(&config.Egress{Name: "auth", IPv4: pin})
 }
 
-// open makes the upstream that c describes, closed with the test.
-func open(t *testing.T, c *config.Upstream) upstream.Upstream {
+// open makes the upstream that c describes, for lanes, closed with the test.
+func open(t *testing.T, c *config.Upstream, lanes ...upstream.LaneKind) upstream.Upstream {
 	t.Helper()
-	u, err := upstream.New(c, "gw.example.com", egress(), nil)
+	u, err := upstream.New(c, "gw.example.com", egress(), lanes)
 	if err != nil {
 		t.Fatal(err)
 	}

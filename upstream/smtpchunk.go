@@ -183,7 +183,7 @@ func (s *smtpSlot) chunk(ctx context.Context, m *mail, commit func() error) (vs 
 		return m.verdicts, false
 	}
 	for _, cmd := range cmds {
-		if err := c.answer(m, cmd); err != nil {
+		if err := c.chunkedAnswer(m, cmd); err != nil {
 			if s.wasIdle(m, err) && s.reconnectSoon(ctx) == nil {
 				return nil, true
 			}
@@ -195,6 +195,17 @@ func (s *smtpSlot) chunk(ctx context.Context, m *mail, commit func() error) (vs 
 		}
 	}
 	return s.chunkAnswer(ctx, m)
+}
+
+// chunkedAnswer is answer where the one to NOOP may come first. There is no other connection to go to now, so it gets all the
+// time that there is.
+func (c *smtpConn) chunkedAnswer(m *mail, cmd command) error {
+	if c.owes {
+		if err := c.noopAnswer(); err != nil {
+			return err
+		}
+	}
+	return c.answer(m, cmd)
 }
 
 // wasIdle reports whether err, the first word of the host on m, is that a kept connection had been idle for too long: it
@@ -270,6 +281,9 @@ func (s *smtpSlot) chunkAnswer(ctx context.Context, m *mail) (vs []message.Verdi
 		}
 		return nil, true
 	default:
+		if said, _ := c.peek(); said || c.br.Buffered() > 0 { // it goes on to answer what was in the mail
+			s.upstream.chunks.refused(c.offer)
+		}
 		m.fail(classify(stageDot, r))
 	}
 	return m.verdicts, false

@@ -35,15 +35,17 @@ type smtpConn struct {
 	caps       Caps
 	maxMails   int // what the host lets pass on one connection
 	born       time.Time
-	mails      int         // handed over so far
-	reused     bool        // has waited in the pool: the host may have closed it
-	dirty      bool        // a transaction was refused: RSET comes first
-	broken     bool        // only fit to be closed
-	idle       *time.Timer // closes it while it waits in the pool
-	restsSince time.Time   // when it came into the pool
-	sender     string      // the command MAIL of the last mail that the host took
-	asked      bool        // has answered NOOP
-	offer      string      // all that the host offers
+	mails      int           // handed over so far
+	reused     bool          // has waited in the pool: the host may have closed it
+	dirty      bool          // a transaction was refused: RSET comes first
+	broken     bool          // only fit to be closed
+	idle       *time.Timer   // looks at it while it waits in the pool
+	restsSince time.Time     // when it came into the pool
+	sender     string        // the command MAIL of the last mail that the host took
+	offer      string        // all that the host offers
+	owes       bool          // NOOP was said, and its answer was not read yet
+	before     time.Duration // how long it had rested then
+	outlived   time.Duration // the longest rest after which it answered
 }
 
 func newSMTPConn(tcp net.Conn, host string) *smtpConn {

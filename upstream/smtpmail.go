@@ -3,6 +3,7 @@ package upstream
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -149,11 +150,16 @@ func (c *smtpConn) mailParams(m *mail) string {
 // envelope says RSET where it is due, MAIL, RCPT for each recipient and DATA, in as few writes as the host allows
 // (RFC 2920), and puts every reply to its command. What is refused has its verdict afterwards. After an error the
 // connection can only be closed.
-func (c *smtpConn) envelope(m *mail) error {
+func (c *smtpConn) envelope(ctx context.Context, m *mail) error {
 	for cmds := c.commands(m); len(cmds) > 0 && m.open > 0; {
 		n, err := c.sendBurst(cmds)
 		if err != nil {
 			return c.failed(cmds[0].verb, err)
+		}
+		if c.owes {
+			if err := c.noopSoon(ctx); err != nil {
+				return err
+			}
 		}
 		for _, cmd := range cmds[:n] {
 			if err := c.answer(m, cmd); err != nil {

@@ -77,7 +77,7 @@ func (s *smtpSlot) send(ctx context.Context, e message.Envelope, wire net.Buffer
 		}
 	}()
 	// What a kept connection says unasked is no answer to this mail.
-	if s.conn.reused && !s.conn.broken && s.conn.spoken() {
+	if s.conn.reused && !s.conn.broken && s.conn.unfit(ctx) {
 		if err := s.reconnect(ctx); err != nil {
 			m.fail(lost(stopped(ctx, err)))
 			return m.verdicts
@@ -124,7 +124,7 @@ func (s *smtpSlot) twoFlights(ctx context.Context, m *mail, commit func() error)
 func (s *smtpSlot) envelope(ctx context.Context, m *mail) error {
 	stop := s.conn.until(ctx)
 	defer stop()
-	return stopped(ctx, s.conn.envelope(m))
+	return stopped(ctx, s.conn.envelope(ctx, m))
 }
 
 // reconnectSoon is reconnect for a mail whose first commit has stopped the timer that ran until then: the next upstream

@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"gatepost/message"
@@ -15,7 +14,6 @@ import (
 // waits for one; there are never more of them than are configured, or than the host wants.
 
 const (
-	noopTime     = 5 * time.Second // what a host gets to answer NOOP
 	firstAbsence = 30 * time.Second
 	longAbsence  = 10 * time.Minute
 )
@@ -122,32 +120,20 @@ func (u *smtpUpstream) missed(lasted, barred bool) {
 	})
 }
 
-// refresh is what happens to a connection that has waited in the pool for idleTime. One that is to be kept is asked
-// whether it still works, or replaced where it is old; others end.
+// refresh puts a new connection in the place of c beside the caller, or ends c where there is no slot for that.
 func (u *smtpUpstream) refresh(c *smtpConn) {
-	if !u.keeps(c) || !u.slots.try(u.spareLane()) {
+	if !u.slots.try(u.spareLane()) {
 		u.retire(c)
 		return
 	}
 	if !u.beside(func() {
 		ctx, give := u.slots.visit(u.closing, u.spareLane())
-		if time.Since(c.born)+2*idleTime >= maxAge {
-			u.renew(ctx, c)
-		} else if u.take(c) {
-			u.ask(ctx, c)
-		}
+		u.renew(ctx, c)
 		give()
 		u.warm()
 	}) {
 		u.slots.give(u.spareLane())
 	}
-}
-
-// keeps reports whether c waits and is one of those to be kept.
-func (u *smtpUpstream) keeps(c *smtpConn) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return slices.Contains(u.pool, c) && len(u.pool) <= u.spares()
 }
 
 // renew puts a new connection in the place of c, which stays until that is there, unless both were one too many.
@@ -183,18 +169,4 @@ func (u *smtpUpstream) take(c *smtpConn) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.remove(c)
-}
-
-// ask says NOOP on c and puts it back.
-func (u *smtpUpstream) ask(ctx context.Context, c *smtpConn) {
-	ctx, cancel := context.WithTimeout(ctx, noopTime)
-	defer cancel()
-	stop := c.until(ctx)
-	r, err := c.command("NOOP")
-	stop()
-	c.broken = c.broken || err != nil || r.class() != 2
-	if c.asked = !c.broken; c.broken {
-		u.missed(true, false)
-	}
-	u.checkIn(c)
 }

@@ -97,7 +97,7 @@ func TestAKeptConnectionThatTheHostClosedIsReplaced(t *testing.T) {
 		h, u := warmBubble(t, 2, upstreamtest.HostOptions{}, authLane)
 		wantClasses(t, send(t, u, envelope()), message.Accepted)
 		h.Reply("NOOP", "421 4.4.2 go away")
-		time.Sleep(upstream.IdleTime)
+		time.Sleep(upstream.IdleTime + upstream.NoopTime)
 		synctest.Wait()
 		if n := h.Connections(); n != 1 {
 			t.Errorf("%d connections are open of %d, want a new one", n, h.Accepted())

@@ -342,19 +342,19 @@ func (s *session) body() error {
 func (s *session) chunk(arg string) error {
 	size, last, _ := strings.Cut(arg, " ")
 	n, err := strconv.Atoi(size)
-	usual := "250 2.0.0 chunk taken"
+	usual, lacks := "250 2.0.0 chunk taken", "BDAT"
 	switch {
 	case err != nil || n < 0 || !s.host.opts.Chunking:
 		_, err := s.say("BDAT", arg, "500 5.5.1 what?")
 		return err
 	case s.mail == nil:
-		usual = "503 5.5.1 MAIL first"
+		usual, lacks = "503 5.5.1 MAIL first", "MAIL"
 	case len(s.mail.To) == 0:
-		usual = "554 5.5.1 no valid recipients"
+		usual, lacks = "554 5.5.1 no valid recipients", "RCPT"
 	}
 	a := s.ask("BDAT", arg, usual)
 	refused := a.Reply[0] == '4' || a.Reply[0] == '5'
-	if refused && s.host.opts.ReadsRefused {
+	if refused && slices.Contains(s.host.opts.ReadsRefused, lacks) {
 		s.mail = nil
 		return s.do(a)
 	}
