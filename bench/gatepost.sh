@@ -4,6 +4,7 @@
 #   GP_BIN          the binary; default: bin/gatepost of this checkout (make build)
 #   GP_VERDICT      when the client gets its answer: queued or upstream; default: each kind's own
 #   GP_CONNECTIONS  connections per upstream; default 20; "4+16" splits them over two upstreams, auth first
+#   GP_CHUNKING     probe, always or never: the upstream's chunking; default: as gatepost has it
 #   GP_SIGN         1 signs (default), 0 leaves signing to the upstream
 #   GP_UPSTREAMS    1: both streams share one upstream (default), 2: one each
 #   GP_STORE        sqlite (default), or postgres: a server of its own, with PostgreSQL's own settings; what that uses of
@@ -43,6 +44,7 @@ start)
   upstream() {
     printf '[upstream.%s]\ntype = "smtp"\naddress = "%s:%s"\ntls = "none"\nconnections = %s\ndkim = "%s"\nshared = true\n' \
       "$1" "$BENCH_SINK_HOST" "$BENCH_SINK_PORT" "$2" "$mode"
+    [ -z "${GP_CHUNKING:-}" ] || printf 'chunking = "%s"\n' "$GP_CHUNKING"
   }
   store=
   if [ "${GP_STORE:-sqlite}" = postgres ]; then
