@@ -124,7 +124,7 @@ full() {
   ours '' crash -n "$((N * 2 / 3))" -conns 20
   GP_STORE=postgres ours postgres crash -n "$((N * 2 / 3))" -conns 20
 
-  go_bench sink 'ThroughputOverTLS|RefusedBacklog|ReadsRefused|ServiceThroughput' "$((N / 3))x"
+  go_bench sink 'ThroughputOverTLS|RefusedBacklog|CrowdedHost|ReadsRefused|ServiceThroughput' "$((N / 3))x"
   go_bench sink 'Flights|ServiceLatency' "$((otp / 4))x"
 }
 

@@ -245,6 +245,7 @@ func (p *program) latencies(colds int, gap time.Duration, silence func(), arrive
 	p.single(0, arrived) // makes connections
 	var cold, warm []times
 	for i := range colds {
+		time.Sleep(5 * roundTrip) // the answer to the last is back
 		silence()
 		time.Sleep(gap)
 		cold = append(cold, p.single(1+i, arrived))
@@ -253,7 +254,9 @@ func (p *program) latencies(colds int, gap time.Duration, silence func(), arrive
 		time.Sleep(50 * time.Millisecond)
 		warm = append(warm, p.single(1+len(cold)+len(warm), arrived))
 	}
+	time.Sleep(5 * roundTrip)
 	p.b.ReportMetric(0, "ns/op")
+	p.b.ReportMetric(float64(len(arrived)), "dups") // each of the others was waited for
 	for name, all := range map[string][]times{"cold": cold, "warm": warm} {
 		p.b.ReportMetric(median(all, func(t times) time.Duration { return t.arrived.Sub(t.answered) }), name+"-after250-ms")
 		p.b.ReportMetric(median(all, func(t times) time.Duration { return t.arrived.Sub(t.sent) }), name+"-total-ms")
@@ -310,26 +313,29 @@ func slowly(b *testing.B, target string, oneWay time.Duration) string {
 				return
 			}
 			go func() {
-				time.Sleep(3 * oneWay) // SYN, SYN-ACK, and the ACK that lets a server speak
+				out := later(near, oneWay)
+				time.Sleep(3 * oneWay) // SYN, SYN-ACK, and the ACK with which a client may speak
 				far, err := net.Dial("tcp", target)
 				if err != nil {
 					near.Close()
 					return
 				}
-				go carry(near, far, oneWay)
-				carry(far, near, oneWay)
+				go deliver(near, later(far, oneWay))
+				deliver(far, out)
 			}()
 		}
 	}()
 	return ln.Addr().String()
 }
 
-// carry copies what from sends to to, later by d.
-func carry(to, from net.Conn, d time.Duration) {
-	type piece struct {
-		due time.Time
-		b   []byte
-	}
+// piece is what arrives at once.
+type piece struct {
+	due time.Time
+	b   []byte
+}
+
+// later reads what from sends, which is due by d after that.
+func later(from net.Conn, d time.Duration) <-chan piece {
 	pieces := make(chan piece, 1024)
 	go func() {
 		defer close(pieces)
@@ -342,6 +348,11 @@ func carry(to, from net.Conn, d time.Duration) {
 			pieces <- piece{time.Now().Add(d), b[:n]}
 		}
 	}()
+	return pieces
+}
+
+// deliver writes what is due, to the end.
+func deliver(to net.Conn, pieces <-chan piece) {
 	for p := range pieces {
 		time.Sleep(time.Until(p.due))
 		to.Write(p.b) // who has gone reads nothing more, and is noticed on the other way

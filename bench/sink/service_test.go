@@ -93,7 +93,7 @@ func BenchmarkServiceThroughput(b *testing.B) {
 // all connections 6 s before.
 func BenchmarkServiceLatency(b *testing.B) {
 	overHTTP(b, func(b *testing.B, lines, url string, service *upstreamtest.Service, arrive *atomic.Pointer[func()]) {
-		arrived := make(chan time.Time, 1)
+		arrived := make(chan time.Time, 100)
 		tell := func() { arrived <- time.Now() }
 		arrive.Store(&tell)
 		near := service.URL()[len("https://"):]

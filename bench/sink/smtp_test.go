@@ -2,8 +2,8 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,16 +14,13 @@ import (
 const roundTrip = 40 * time.Millisecond
 
 // upstreamLines configures an upstream that leads to s at addr.
-func upstreamLines(s *sink, addr string, more ...string) string {
-	tls := s.opts.host.TLS
-	if tls == "" {
-		tls = "none"
+func upstreamLines(s *sink, addr string) string {
+	how := cmp.Or(s.opts.host.TLS, "none")
+	lines := fmt.Sprintf("type = \"smtp\"\naddress = %q\ntls = %q\n", addr, how)
+	if how != "none" {
+		lines += fmt.Sprintf("tls_ca_file = %q\n", s.CAFile())
 	}
-	lines := append([]string{`type = "smtp"`, `address = "` + addr + `"`, `tls = "` + tls + `"`}, more...)
-	if tls != "none" {
-		lines = append(lines, `tls_ca_file = "`+s.CAFile()+`"`)
-	}
-	return strings.Join(lines, "\n") + "\n"
+	return lines
 }
 
 // tally reports which of n mails were lost, came more than once, or came unsigned.
@@ -68,16 +65,12 @@ func BenchmarkThroughputOverTLS(b *testing.B) {
 func BenchmarkFlights(b *testing.B) {
 	for _, how := range []string{"", "starttls", "implicit"} {
 		for _, chunking := range []bool{false, true} {
-			name, more := "plain", []string{}
-			if how != "" {
-				name = how
-			}
+			name := cmp.Or(how, "plain")
 			if chunking {
 				name += "-chunking"
-				more = append(more, `chunking = "always"`)
 			}
 			b.Run(name, func(b *testing.B) {
-				arrived := make(chan time.Time, 1)
+				arrived := make(chan time.Time, 100)
 				s := newSink(b, options{host: upstreamtest.HostOptions{TLS: how, Chunking: chunking}})
 				s.Script(func(step upstreamtest.Step) upstreamtest.Action {
 					if step.Verb == upstreamtest.Dot {
@@ -85,9 +78,8 @@ func BenchmarkFlights(b *testing.B) {
 					}
 					return s.answer(step)
 				})
-				p := start(b, "far", upstreamLines(s, slowly(b, s.Addr(), roundTrip/2), more...))
+				p := start(b, "far", upstreamLines(s, slowly(b, s.Addr(), roundTrip/2)))
 				p.latencies(3, 6*time.Second, func() {}, arrived)
-				s.tally(b, len(s.Messages()))
 			})
 		}
 	}
@@ -119,6 +111,18 @@ func BenchmarkRefusedBacklog(b *testing.B) {
 	p.run("queue", "retry", "--stream", "marketing", "-c", p.dir+"/gatepost.toml")
 	until(b, "mails arrived", n, func() int { return len(s.Messages()) })
 	p.report(n, time.Since(began), p.cpu()-cpu)
+	s.tally(b, n)
+}
+
+// BenchmarkCrowdedHost sends more at once than the host takes: it answers 421 above 20 connections, and 50 are configured.
+func BenchmarkCrowdedHost(b *testing.B) {
+	s := newSink(b, options{host: upstreamtest.HostOptions{MaxConnections: 20}})
+	p := start(b, "far", upstreamLines(s, s.Addr())+"connections = 50\n")
+	began, cpu := time.Now(), p.cpu()
+	n := p.pump(bulkDomain, 100, "")
+	until(b, "mails arrived", n, func() int { return int(s.mails.Load()) })
+	p.report(n, time.Since(began), p.cpu()-cpu)
+	b.ReportMetric(float64(s.Accepted()), "connections")
 	s.tally(b, n)
 }
 
