@@ -39,11 +39,27 @@ func ratio(w, other where, name string) func(*results) (float64, bool) {
 	}
 }
 
-// ceiling is how many RSA-2048 signatures a second this machine makes with all its processors.
-func ceiling(r *results) (float64, bool) { return r.ops("RSACeiling", "signatures/s") }
+// ceiling is how many RSA-2048 signatures a second this machine makes with all its processors: the best of several runs.
+func ceiling(r *results) (float64, bool) {
+	best := r.bestCeiling()
+	if best == nil {
+		return 0, false
+	}
+	return best.values["signatures/s"], true
+}
 
 // signature is the processor time of one of them, in milliseconds.
 func signature(r *results) (float64, bool) { return r.ops("RSACeiling", "cpu-ms/signature") }
+
+// bestCeiling returns nil where none was measured.
+func (r *results) bestCeiling() (best *benchmark) {
+	for _, b := range r.benchmarks {
+		if b.name == "RSACeiling" && (best == nil || b.values["signatures/s"] > best.values["signatures/s"]) {
+			best = b
+		}
+	}
+	return best
+}
 
 // ofCeiling is a rate as a share of the ceiling, less what the generator of the load takes of the processors.
 func ofCeiling(w where, rate string) func(*results) (float64, bool) {

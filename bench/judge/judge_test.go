@@ -19,7 +19,8 @@ func judged(t *testing.T, about string, delivered, cpu, busy, lost float64) stri
 	if err := r.readRuns(strings.NewReader(line("postfix", 500, 6) + line("gatepost", delivered, cpu))); err != nil {
 		t.Fatal(err)
 	}
-	bench := about + "BenchmarkRSACeiling-4 \t 9000\t 2000 signatures/s\t 1.5 cpu-ms/signature\t 3.9 cores\nPASS\n"
+	bench := about + "BenchmarkRSACeiling-4 \t 9000\t 900 signatures/s\t 1.5 cpu-ms/signature\t 2.0 cores\n" +
+		"BenchmarkRSACeiling-4 \t 9000\t 2000 signatures/s\t 1.5 cpu-ms/signature\t 3.9 cores\nPASS\n"
 	if err := r.readBenchmarks(strings.NewReader(bench)); err != nil {
 		t.Fatal(err)
 	}

@@ -112,8 +112,8 @@ func (r *results) unsure(b bar) string {
 	if busy, ok := medianOf(runs, "other_busy_share"); ok && busy > maxBusy {
 		return fmt.Sprintf("others took %.0f %% of the processors", 100*busy)
 	}
-	if used, ok := r.ops("RSACeiling", "cores"); ok && used < (1-maxBusy)*float64(r.cores) {
-		return fmt.Sprintf("the ceiling had %.1f of %d cores", used, r.cores)
+	if c := r.bestCeiling(); c != nil && c.values["cores"] < (1-maxBusy)*float64(r.cores) {
+		return fmt.Sprintf("the ceiling had %.1f of %d cores", c.values["cores"], r.cores)
 	}
 	return ""
 }
