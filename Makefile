@@ -3,8 +3,9 @@
 # make test-specs   the requests of API upstreams against the services' own descriptions, which are in the folder SPECS
 # make fuzz    the fuzz targets, FUZZTIME each: a time, or a count such as 5000x (which make test uses)
 # make bench   gatepost, on SQLite and on PostgreSQL, beside Postfix + OpenDKIM; see bench/run.sh
+# make bench-full   every scenario of docs/performance.md, each bar judged; half an hour, with MILLION=1 a little more
 # make man     the man pages of all commands, into bin/man
-# make microbench   the benchmarks inside the packages
+# make microbench   the benchmarks inside the packages, BENCHTIME each
 # make screenshots  pictures of the built-in templates for the docs; fails where one cannot be read (chromium, node)
 # make chaos   the tests of the whole program with many more kills, longer outages and longer queues
 
@@ -24,7 +25,7 @@ MODULES := dkim:python3-dkim nacl:python3-nacl seccomp:python3-seccomp
 PERL := Net::SSLeay:libnet-ssleay-perl
 JARS := jakarta-mail:libjakarta-mail-java
 
-.PHONY: build man test test-specs check go-test fuzz bench microbench screenshots chaos peers clean
+.PHONY: build man test test-specs check go-test fuzz bench bench-full microbench screenshots chaos peers clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/gatepost .
@@ -62,8 +63,12 @@ fuzz:
 bench: build
 	bench/run.sh
 
+bench-full: build
+	bench/run.sh full
+
+# Those of bench measure the machine, or the whole program: bench/run.sh runs them.
 microbench:
-	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) $$($(GO) list ./... | grep -v '/bench/')
 
 # Needs the Debian packages chromium, nodejs and fonts-noto-cjk.
 screenshots: build
