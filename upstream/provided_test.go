@@ -214,3 +214,13 @@ func TestAServiceIsAskedWhetherItKeepsATemplateAndNothingIsSent(t *testing.T) {
 		}
 	}
 }
+
+func TestTheTypesThatTheConfigSaysKeepTemplatesDo(t *testing.T) {
+	s := upstreamtest.NewService(t, upstreamtest.ServiceOptions{}, func(upstreamtest.Request) upstreamtest.Reply { return upstreamtest.Reply{} })
+	for name, c := range map[string]*config.Upstream{"ses": sesConfig(t, s), "mailgun": mailgunConfig(t, s), "sendgrid": sendgridConfig(t, s), "postmark": postmarkConfig(t, s),
+		"aliyun": aliyunConfig(t, s), "webhook": webhookConfig(t, s, "raw"), "capture": {Name: "c", Type: "capture"}, "smtp": {Name: "h", Type: "smtp", Address: "127.0.0.1:1", TLS: "none", Connections: 1}} {
+		if keeps := open(t, c).Traits().Templates; keeps != c.KeepsTemplates() {
+			t.Errorf("%s keeps templates: %v, and the config says %v", name, keeps, c.KeepsTemplates())
+		}
+	}
+}
