@@ -65,7 +65,7 @@ type template struct {
 	html     markup // nil where there is none
 	text     plain  // nil where it is derived from html
 	upstream map[string]*provided
-	linked   *template // of a built-in code: the same for requests that bring a link beside it; nil where there is none
+	linked   func() *template // of a built-in code: the same for requests that bring a link beside it; nil where there is none
 }
 
 // Request asks for one mail.
@@ -175,7 +175,7 @@ func (t *Templates) render(f *family, from *template, r *Request) (*Mail, error)
 		return nil, err
 	}
 	if from.linked != nil && v.isLink(v.get("link")) { // a code is of use also where its link is not
-		from = from.linked
+		from = from.linked()
 	}
 	if err := t.fill(m, from, v); err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package compose
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/text/language"
 )
@@ -24,9 +25,12 @@ func (l *loader) template(kind Type, tag language.Tag, s *source) *template {
 	}
 	t.upstream = providers(s.about.upstream)
 	if s.linked != nil {
-		linked := *t
-		linked.html, linked.text = l.markup(s.linked.html, t.preview), cut(s.linked.text.content)
-		t.linked = &linked
+		t.linked = sync.OnceValue(func() *template { // many never need it
+			linked := *t
+			linked.html, _ = parseMarkup(s.linked.html.content, t.preview)
+			linked.text = cut(s.linked.text.content)
+			return &linked
+		})
 	}
 	if len(s.files) > 0 {
 		l.check(kind, t, s)
