@@ -259,7 +259,7 @@ func (c *httpConn) bound(t time.Time) time.Time {
 
 // stay lifts the bound of one that is refused: it is served after all.
 func (c *httpConn) stay() {
-	if c.until.Load() != nil {
+	if c.beyond && c.until.Load() != nil {
 		c.door.places.stay(c)
 		_ = c.Conn.SetDeadline(time.Now().Add(c.door.Timeouts.Answer)) // where it fails the answer does
 	}

@@ -46,8 +46,7 @@ func TestAuthMailIsOrderedAlsoWhereOthersHaveTakenAllConnections(t *testing.T) {
 				tt.limit(o.Config.Listen["http"])
 				f.accept = func(context.Context, []*message.Submission) error { time.Sleep(50 * time.Millisecond); return nil }
 				o.Timeouts.Refused = 500 * time.Millisecond
-				o.Timeouts.Linger, o.Timeouts.Drain = 20*time.Millisecond, 200*time.Millisecond
-				o.Timeouts.Header, o.Timeouts.Body = time.Second, time.Second
+				o.Timeouts.Header, o.Timeouts.Body = time.Minute, time.Minute
 			})
 			for range tt.waiters {
 				conn := dialHTTP(t, d)
