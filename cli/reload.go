@@ -79,6 +79,9 @@ func (d *daemon) replace(ctx context.Context, old *setup) (*setup, error) {
 	if err != nil {
 		return nil, errors.Join(err, closeDoors(added))
 	}
+	for _, o := range removed {
+		o.stop() // before others, since its clients may be gone
+	}
 	now := &setup{cfg, doors, templates}
 	d.now.Store(now)
 	d.log.use(cfg.Log)
@@ -89,7 +92,6 @@ func (d *daemon) replace(ctx context.Context, old *setup) (*setup, error) {
 	}
 	for _, o := range removed {
 		d.logDoor(o, "listener closes")
-		o.stop()
 		o.unbind() // before the next reload, which may want the address
 	}
 	return now, nil

@@ -173,7 +173,7 @@ func (c *httpConn) enter() bool {
 	behind := c.proxied || c.trusted(c.peer.Addr)
 	switch {
 	case !behind && !c.door.Caller.AdmitsAny(c.set.Name, c.peer):
-		c.refusal = errForbidden
+		c.refusal = c.door.stranger()
 	case c.proxied:
 		c.refusal = c.door.places.enter(c, unknown)
 	default:
@@ -186,6 +186,15 @@ func (c *httpConn) enter() bool {
 	c.source, c.beyond = unknown, true
 	c.until.Store(new(time.Now().Add(c.door.Timeouts.Refused)))
 	return c.door.places.enterBeyond(c)
+}
+
+// stranger is the refusal of a caller who can be no client. Where the listener goes, a reload may have taken its clients
+// away before: they are to try again, wherever they are served now.
+func (h *HTTP) stranger() *refusal {
+	if h.draining.Load() {
+		return errStops
+	}
+	return errForbidden
 }
 
 // trusted reports whether a proxy that may name the caller is at a.
@@ -337,8 +346,8 @@ func (c *httpConn) Close() (err error) {
 	return err
 }
 
-// drop reads for a moment what follows a request that was refused: octets that nobody read would make
-// the kernel reset the connection, and the answer be lost.
+// drop reads for a moment what follows a request that was refused: octets that nobody read would make the kernel reset the
+// connection, and the answer be lost.
 func (c *httpConn) drop() {
 	if c.CloseWrite() == nil && c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
 		_, _ = io.CopyN(io.Discard, c.Conn, maxUnread)

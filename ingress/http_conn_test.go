@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -308,6 +309,27 @@ func TestABodyThatTookItsTimeStillHasTimeToBeQueued(t *testing.T) {
 			t.Errorf("answered %+v, %v", resp, err)
 		}
 	})
+}
+
+func TestClientsOfAListenerThatGoesAreToTryAgain(t *testing.T) {
+	var gone atomic.Bool
+	d := openHTTP(t, nil, func(o *HTTPOptions, f *fakeCaller) {
+		f.known = func(message.Peer) bool { return !gone.Load() }
+		o.Timeouts.Linger = 200 * time.Millisecond
+	})
+	conn := dialHTTP(t, d)
+	defer conn.Close()
+	eventuallyHTTP(t, func() bool { return d.places.count() == 1 })
+	gone.Store(true) // by a reload
+	if got := d.post(t, "/hooks/logto", logtoBody); got.status != 403 {
+		t.Errorf("a stranger is answered %+v", got)
+	}
+	d.stop()
+	time.Sleep(50 * time.Millisecond)
+	io.WriteString(conn, head(authorised, fmt.Sprintf("Content-Length: %d\r\n", len(logtoBody)))+logtoBody)
+	if b, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 503 ") || !strings.Contains(string(b), "Retry-After") {
+		t.Errorf("a client of before is answered %q, %v", b, err)
+	}
 }
 
 func TestADoorThatStopsAnswersAlsoRequestsOfWhichAPartIsMissing(t *testing.T) {

@@ -222,7 +222,9 @@ func (r *refusal) problem() *problem {
 func (q *request) mayCall(h *hooked) *problem {
 	err := q.door.Caller.Admits(q.set.Name, h.Client, q.peer)
 	if err != nil && !reply.Of(err).Temporary() {
-		return strange(http.StatusForbidden, "Requests from here are not accepted.", err)
+		p := q.door.stranger().problem()
+		p.err = err
+		return p
 	}
 	if err == nil && !h.Signed() {
 		err = q.door.Caller.Token(q.set.Name, h.Client, q.token(h.client.TokenHeader))
