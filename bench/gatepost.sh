@@ -6,8 +6,6 @@
 #   GP_CONNECTIONS  connections per upstream; default 20; "4+16" splits them over two upstreams, auth first
 #   GP_SIGN         1 signs (default), 0 leaves signing to the upstream
 #   GP_UPSTREAMS    1: both streams share one upstream (default), 2: one each
-#   GP_CHUNKING     always: one flight for a mail to a host that offers CHUNKING; default: probe, as a probe finds it.
-#                   The rig's sink takes chunks outside a transaction, so a probe finds it unsafe
 #   GP_STORE        sqlite (default), or postgres: a server of its own, with PostgreSQL's own settings; what that uses of
 #                   the processor and of memory counts as gatepost's
 set -eu
@@ -43,8 +41,8 @@ start)
   dkim="dkim = { selector = \"$BENCH_SELECTOR\", key_file = \"dkim.pem\", shared = true }" mode=sign
   [ "${GP_SIGN:-1}" = 0 ] && dkim='' mode=none
   upstream() {
-    printf '[upstream.%s]\ntype = "smtp"\naddress = "%s:%s"\ntls = "none"\nconnections = %s\ndkim = "%s"\nchunking = "%s"\nshared = true\n' \
-      "$1" "$BENCH_SINK_HOST" "$BENCH_SINK_PORT" "$2" "$mode" "${GP_CHUNKING:-probe}"
+    printf '[upstream.%s]\ntype = "smtp"\naddress = "%s:%s"\ntls = "none"\nconnections = %s\ndkim = "%s"\nshared = true\n' \
+      "$1" "$BENCH_SINK_HOST" "$BENCH_SINK_PORT" "$2" "$mode"
   }
   store=
   if [ "${GP_STORE:-sqlite}" = postgres ]; then

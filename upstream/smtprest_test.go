@@ -141,6 +141,14 @@ func TestAConnectionIsReplacedBeforeTheHostEndsItForItsAge(t *testing.T) {
 	}
 }
 
+func TestAHostThatClosesAConnectionAtOnceTeachesNothing(t *testing.T) {
+	h, u := newRestPair(t)
+	closeAfter(t, h, u, 0)
+	if rest, life := upstream.Bounds(u); rest != upstream.IdleTime || life != upstream.MaxAge {
+		t.Errorf("connections may rest for %v and last for %v", rest, life)
+	}
+}
+
 // newRestPair makes a host and an upstream that keeps a connection to it, which rests.
 func newRestPair(t *testing.T) (*upstreamtest.Host, upstream.Upstream) {
 	t.Helper()
