@@ -27,11 +27,7 @@ PERL := Net::SSLeay:libnet-ssleay-perl
 JARS := jakarta-mail:libjakarta-mail-java
 HEADERS := openssl/evp.h:libssl-dev
 
-<<<<<<< HEAD
-.PHONY: build man test test-specs check go-test fuzz bench bench-full microbench screenshots chaos peers clean
-=======
-.PHONY: build build-openssl man test test-specs check go-test fuzz bench microbench screenshots chaos peers clean
->>>>>>> sign
+.PHONY: build build-openssl man test test-specs check go-test fuzz bench bench-full microbench screenshots chaos peers clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/gatepost .

@@ -309,7 +309,7 @@ func (u *smtpUpstream) checkIn(c *smtpConn) {
 		u.absence.fails = 0
 	}
 	c.restsSince = time.Now()
-	if len(u.wants) > 0 && u.hand(c, u.wants[0]) {
+	if w := u.foremost(); w != nil && u.hand(c, w) {
 		return
 	}
 	c.idle = time.AfterFunc(min(lookTime, rest), func() { u.look(c) })

@@ -34,15 +34,18 @@ func (h *habits) bounds() (rest, life time.Duration) {
 }
 
 // learn notes that c, which was well when it had rested for that long, was closed soon after: because of its age, where it
-// had outlived a longer rest before.
+// had outlived a longer rest before. Who closes connections sooner than anybody can ask has no habit that would help.
 func (h *habits) learn(c *smtpConn, well time.Duration) {
 	rest, life := h.bounds()
-	if well > c.outlived {
-		h.rest = max(shortRest, min(rest, well*3/4))
-	} else {
-		h.life = max(shortLife, min(life, time.Since(c.born)*3/4))
+	switch {
+	case c.outlived > 0 && well <= c.outlived:
+		life = max(shortLife, min(life, time.Since(c.born)*3/4))
+	case well >= shortRest:
+		rest = max(shortRest, min(rest, well*3/4))
+	default:
+		return
 	}
-	h.until = time.Now().Add(learnedFor)
+	h.rest, h.life, h.until = rest, life, time.Now().Add(learnedFor)
 }
 
 // bounds is habits.bounds.

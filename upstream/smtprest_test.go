@@ -1,9 +1,6 @@
 package upstream_test
 
 import (
-	"context"
-	"errors"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -141,6 +138,14 @@ func TestAConnectionIsReplacedBeforeTheHostEndsItForItsAge(t *testing.T) {
 	}
 }
 
+func TestAHostThatClosesAConnectionAtOnceTeachesNothing(t *testing.T) {
+	h, u := newRestPair(t)
+	closeAfter(t, h, u, 0)
+	if rest, life := upstream.Bounds(u); rest != upstream.IdleTime || life != upstream.MaxAge {
+		t.Errorf("connections may rest for %v and last for %v", rest, life)
+	}
+}
+
 // newRestPair makes a host and an upstream that keeps a connection to it, which rests.
 func newRestPair(t *testing.T) (*upstreamtest.Host, upstream.Upstream) {
 	t.Helper()
@@ -180,63 +185,6 @@ func TestWhatAHostShowedOnceIsForgottenLater(t *testing.T) {
 		time.Sleep(upstream.LearnedFor + time.Second)
 		if rest, _ := upstream.Bounds(u); rest != upstream.IdleTime {
 			t.Errorf("connections may rest for %v, want %v again", rest, upstream.IdleTime)
-		}
-	})
-}
-
-func TestAMailTakesAConnectionThatComesBackBeforeItsOwnIsMade(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h, u := warmBubble(t, 8, upstreamtest.HostOptions{}, authLane)
-		wantClasses(t, send(t, u, envelope()), message.Accepted)
-		synctest.Wait()
-		const login, answer = 120 * time.Millisecond, 80 * time.Millisecond
-		h.Script(func(s upstreamtest.Step) upstreamtest.Action {
-			switch s.Verb {
-			case "EHLO":
-				return upstreamtest.Action{Delay: login}
-			case upstreamtest.Dot:
-				return upstreamtest.Action{Delay: answer}
-			}
-			return upstreamtest.Action{}
-		})
-		var mails sync.WaitGroup
-		for range 3 { // two connections are ready
-			start := time.Now()
-			mails.Go(func() {
-				wantClasses(t, send(t, u, envelope()), message.Accepted)
-				if took := time.Since(start); took >= login+answer {
-					t.Errorf("a mail took %v, as long as one with a login of its own", took)
-				}
-			})
-			time.Sleep(20 * time.Millisecond)
-		}
-		mails.Wait()
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if n := h.Connections(); n != 1 {
-			t.Errorf("%d connections are kept, want 1", n)
-		}
-	})
-}
-
-func TestWhoGivesUpWaitingForAConnectionLeavesNone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h, u := warmBubble(t, 2, upstreamtest.HostOptions{}, bulkLane)
-		h.Script(func(s upstreamtest.Step) upstreamtest.Action {
-			if s.Verb == "EHLO" {
-				return upstreamtest.Action{Delay: time.Second}
-			}
-			return upstreamtest.Action{}
-		})
-		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-		defer cancel()
-		if _, err := u.Reserve(ctx, "marketing"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Reserve says %v", err)
-		}
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if n := h.Connections(); n != 0 {
-			t.Errorf("%d connections are open", n)
 		}
 	})
 }

@@ -77,6 +77,17 @@ func (u *smtpUpstream) deliver(w *want, c *smtpConn, err error) bool {
 	return true
 }
 
+// foremost returns the want that is next, sign-in mail first; nil for none. mu is held.
+func (u *smtpUpstream) foremost() *want {
+	if i := slices.IndexFunc(u.wants, func(w *want) bool { return slices.Contains(u.slots.auth, w.lane) }); i >= 0 {
+		return u.wants[i]
+	}
+	if len(u.wants) > 0 {
+		return u.wants[0]
+	}
+	return nil
+}
+
 // hand gives c, which comes back, to w where what is being made for that can have a slot of its own, and reports whether
 // it did. mu is held.
 func (u *smtpUpstream) hand(c *smtpConn, w *want) bool {
