@@ -284,13 +284,66 @@ func TestManySignAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
+// sized returns a mail with about so many KB of body.
+func sized(kb int) message.Raw {
+	return message.Raw(sample + strings.Repeat("0123456789 abcdefghijklmnopqrstuvwxyz 0123456789 abcdefghijk\r\n", kb<<10/62))
+}
+
+func TestSigningAllocatesLittleHoweverLongTheMail(t *testing.T) {
+	s := newSigner(t, config.DKIM{Selector: "gp1", KeyFile: keyFile(t, "ed25519")})
+	for _, kb := range []int{2, 20, 200} {
+		raw := sized(kb)
+		if n := testing.AllocsPerRun(20, func() {
+			if _, err := s.Sign(raw, "auth.example.com", nil, false); err != nil {
+				t.Fatal(err)
+			}
+		}); n > 25 {
+			t.Errorf("%d KB: %v allocations, want 25 at most", kb, n)
+		}
+	}
+}
+
+func TestAProfileChangesWithWhatItIsMadeWith(t *testing.T) {
+	one, other := keyFile(t, "ed25519"), keyFile(t, "ed25519")
+	profile := func(from string, never []string, single bool, raw string, keys ...config.DKIM) [32]byte {
+		u, err := newSigner(t, keys...).Prepare(message.Raw(raw), from, never, single)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u.Profile()
+	}
+	key, second := config.DKIM{Selector: "gp1", KeyFile: one}, config.DKIM{Selector: "gp2", KeyFile: other}
+	base := profile("auth.example.com", nil, false, sample, key)
+	if again := profile("auth.example.com", nil, false, sample, key); again != base {
+		t.Error("the same gives another profile")
+	}
+	for name, p := range map[string][32]byte{
+		"another key":            profile("auth.example.com", nil, false, sample, config.DKIM{Selector: "gp1", KeyFile: other}),
+		"another selector":       profile("auth.example.com", nil, false, sample, config.DKIM{Selector: "gp2", KeyFile: one}),
+		"another domain":         profile("auth.example.com", nil, false, sample, config.DKIM{Selector: "gp1", KeyFile: one, Domain: "example.com"}),
+		"another From":           profile("www.example.com", nil, false, sample, key),
+		"fields left out":        profile("auth.example.com", []string{"Date"}, false, sample, key),
+		"a field more":           profile("auth.example.com", nil, false, "Sender: a@auth.example.com\r\n"+sample, key),
+		"a second key":           profile("auth.example.com", nil, false, sample, key, second),
+		"two keys the other way": profile("auth.example.com", nil, false, sample, second, key),
+	} {
+		if p == base {
+			t.Errorf("%s: the same profile", name)
+		}
+	}
+	if p := profile("auth.example.com", nil, true, sample, key, second); p != base {
+		t.Error("with one signature of two keys: another profile than the first key's")
+	}
+}
+
 func BenchmarkSign(b *testing.B) {
 	for _, algorithm := range []string{"rsa", "ed25519"} {
 		s := newSigner(b, config.DKIM{Selector: "gp1", KeyFile: keyFile(b, algorithm)})
 		for _, kb := range []int{2, 20, 200} {
-			raw := message.Raw(sample + strings.Repeat("0123456789 abcdefghijklmnopqrstuvwxyz 0123456789 abcdefghijk\r\n", kb<<10/62))
+			raw := sized(kb)
 			b.Run(fmt.Sprintf("%s/%dKB", algorithm, kb), func(b *testing.B) {
 				b.SetBytes(int64(len(raw)))
+				b.ReportAllocs()
 				for b.Loop() {
 					if _, err := s.Sign(raw, "auth.example.com", nil, false); err != nil {
 						b.Fatal(err)
@@ -298,6 +351,33 @@ func BenchmarkSign(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// What a try costs whose signature is there already.
+func BenchmarkProfile(b *testing.B) {
+	s := newSigner(b, config.DKIM{Selector: "gp1", KeyFile: keyFile(b, "rsa")})
+	raw := sized(2)
+	b.ReportAllocs()
+	for b.Loop() {
+		u, err := s.Prepare(raw, "auth.example.com", nil, false)
+		if err != nil {
+			b.Fatal(err)
+		}
+		u.Profile()
+	}
+}
+
+func BenchmarkBodyHash(b *testing.B) {
+	for _, kb := range []int{2, 20, 200} {
+		body := sized(kb).Body()
+		b.Run(fmt.Sprintf("%dKB", kb), func(b *testing.B) {
+			b.SetBytes(int64(len(body)))
+			b.ReportAllocs()
+			for b.Loop() {
+				BodyHash(body)
+			}
+		})
 	}
 }
 
