@@ -35,10 +35,11 @@ var tables = []string{"meta", "node", "message", "body", "recipient", "submissio
 type liteDB struct {
 	writers *sql.DB
 	conn    *sql.Conn
-	stmts   map[string]*sql.Stmt
-	readers *sql.DB
 
 	signatures bool // some may be kept
+
+	stmts   map[string]*sql.Stmt
+	readers *sql.DB
 }
 
 // openDatabase opens the database in dir, makes it if there is none, and brings it to our schema. A file that is
