@@ -43,7 +43,8 @@ type HostOptions struct {
 	MaxConnections int      // more at a time get 421; 0 for any number
 	SplitReplies   bool     // every octet of a reply is a write of its own
 	Chunking       bool     // offers CHUNKING (RFC 3030)
-	ReadsRefused   []string // takes what is in a refused chunk for commands, as no host should: without MAIL, without RCPT, or for its own sake (BDAT)
+	ReadsRefused   bool     // takes what is in a refused chunk for commands, as no host should
+	ReadsWhere     []string // where it does: without MAIL, without RCPT, or what it refuses for its own sake (BDAT); empty for all of them
 }
 
 // Step is where a client stands when the script is asked.

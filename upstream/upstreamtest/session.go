@@ -354,7 +354,8 @@ func (s *session) chunk(arg string) error {
 	}
 	a := s.ask("BDAT", arg, usual)
 	refused := a.Reply[0] == '4' || a.Reply[0] == '5'
-	if refused && slices.Contains(s.host.opts.ReadsRefused, lacks) {
+	where := s.host.opts.ReadsWhere
+	if refused && s.host.opts.ReadsRefused && (len(where) == 0 || slices.Contains(where, lacks)) {
 		s.mail = nil
 		return s.do(a)
 	}
