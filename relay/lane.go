@@ -15,6 +15,13 @@ import (
 // claimBytes bounds the bodies that one claim brings into memory, in octets.
 const claimBytes = 8 << 20
 
+// ahead is how many messages for each hand-over may be outstanding, so that one is ready whenever a place gets free.
+const ahead = 2
+
+// patience is how long new mail waits for room, or for the end of a backlog that is nearly gone, before it is put unowned.
+// Upstreams that keep up with the senders make room sooner, and then a burst is no backlog, which costs more for each mail.
+const patience = 50 * time.Millisecond
+
 // longestNap bounds every wait of a lane, as a safety net against a clock that moves.
 const longestNap = time.Minute
 
@@ -28,11 +35,14 @@ type lane struct {
 	kick  chan struct{}
 	ping  chan chan struct{}
 	stop  context.CancelFunc // ends run; nil while it does not run
+	line  *gate              // of new mail that waits for room; its head is let in
+	freed chan struct{}      // holds a value when there may be room
 	stale atomic.Bool        // mail has been due for too long (limits.queue_age)
 
 	mu          sync.Mutex
 	window      int64                            // octets of mail that may be outstanding; one message is always let in
 	backlog     bool                             // unowned rows may be due: a new mail must not overtake them
+	ending      bool                             // … as far as it was known, all of it is claimed
 	puts        int                              // unowned Puts so far
 	outstanding int                              // claimed or born-owned messages not yet settled or put back
 	octets      int64                            // of those
@@ -41,6 +51,7 @@ type lane struct {
 
 func newLane(name string, kind message.Kind) *lane {
 	l := &lane{name: name, kind: kind, stats: newStats(), backlog: true,
+		line: newGate(1), freed: make(chan struct{}, 1),
 		kick: make(chan struct{}, 1), ping: make(chan chan struct{}), waiting: map[message.ID]chan *reply.Error{}}
 	l.route.Store(new([]*hop))
 	return l
@@ -138,9 +149,12 @@ func (l *lane) forget(id message.ID) {
 }
 
 // poke makes the lane look again.
-func (l *lane) poke() {
+func (l *lane) poke() { signal(l.kick) }
+
+// signal leaves a value in c, where there is none yet.
+func signal(c chan struct{}) {
 	select {
-	case l.kick <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -156,19 +170,52 @@ func (l *lane) down(domain string) bool {
 	return true
 }
 
-// take gets a place for t, whose mail was never queued, so that its row may be born owned. It fails when the lane has a
-// backlog, or the upstream that the mail would go to no free place.
+// take lets in t, whose mail was never queued, so that its row may be born owned. It fails when the lane has a backlog or
+// no upstream that could take the mail. Where there is only no room it waits a moment, behind others that do.
 func (l *lane) take(t *try) bool {
+	if !l.line.full() {
+		if ok, wait := l.tryTake(t); !wait {
+			return ok
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if l.line.enter(ctx, false) != nil {
+		return false
+	}
+	defer l.line.leave()
+	for {
+		ok, wait := l.tryTake(t)
+		if !wait {
+			return ok
+		}
+		select {
+		case <-l.freed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// tryTake is take at this moment; wait says that in a moment it may succeed.
+func (l *lane) tryTake(t *try) (ok, wait bool) {
 	octets := int64(len(t.msg.Raw))
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	full := l.outstanding > 0 && l.octets+octets > l.window
-	if l.backlog || full || !t.takePlace() {
-		return false
+	limit := l.limit()
+	if limit == 0 || l.backlog && !l.ending {
+		return false, false
+	}
+	full := l.outstanding >= ahead*limit || l.outstanding > 0 && l.octets+octets > l.window
+	if full || l.backlog {
+		return false, true
+	}
+	if !t.takePlace() {
+		return false, false
 	}
 	l.outstanding++
 	l.octets += octets
-	return true
+	return true, false
 }
 
 // queued notes that rows of this lane are about to be put unowned.
@@ -176,7 +223,7 @@ func (l *lane) queued() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.puts++
-	l.backlog = true
+	l.backlog, l.ending = true, false
 }
 
 // done gives back what take, or a claim, counted.
@@ -185,18 +232,18 @@ func (l *lane) done(octets int) {
 	l.outstanding--
 	l.octets -= int64(octets)
 	l.mu.Unlock()
+	signal(l.freed)
 	l.poke()
 }
 
-// room returns how many recipients, and octets of mail, may be claimed now: up to two messages per hand-over, so that
-// one is ready whenever a place gets free, and only once a quarter of that is free, so that claims come in batches, and
-// half of the window, since one message may be larger than what is left of it.
+// room returns how many recipients, and octets of mail, may be claimed now, and only once a quarter of what may be outstanding
+// is free, so that claims come in batches, and half of the window, since one message may be larger than what is left of it.
 func (l *lane) room() (recipients int, octets int64) {
 	limit := l.limit()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	recipients, octets = 2*limit-l.outstanding, min(l.window-l.octets, claimBytes)
-	if recipients < max(1, limit/2) || l.octets > l.window/2 && l.outstanding > 0 {
+	recipients, octets = ahead*limit-l.outstanding, min(l.window-l.octets, claimBytes)
+	if recipients < max(1, ahead*limit/4) || l.octets > l.window/2 && l.outstanding > 0 {
 		return 0, 0
 	}
 	return recipients, max(1, octets)
@@ -231,14 +278,14 @@ func (l *lane) claim(ctx context.Context, r *Relay, n int, octets int64) (nap ti
 	g := r.generation.Load()
 	can := g.can(needs)
 	if len(can) == 0 {
-		l.claimed(nil, puts)
+		l.claimed(nil, puts, true)
 		return longestNap, nil
 	}
 	ds, err := r.spool.Claim(ctx, l.name, can, n, octets)
 	if err != nil {
 		return time.Second, err
 	}
-	l.claimed(ds, puts)
+	l.claimed(ds, puts, isAll(ds, n, octets))
 	for _, d := range ds {
 		t := newTry(r, l, g, d)
 		t.lineUp() // here, so that they go in order
@@ -250,17 +297,28 @@ func (l *lane) claim(ctx context.Context, r *Relay, n int, octets int64) (nap ti
 	return l.untilDue(ctx, r, can)
 }
 
+// isAll reports whether a claim of up to n recipients and so many octets brought all there was, and not all it was to.
+func isAll(ds []*message.Delivery, n int, octets int64) bool {
+	for _, d := range ds {
+		n -= len(d.Message.Recipients)
+		octets -= 2 * int64(len(d.Message.Raw)) // what was left out may have been large
+	}
+	return n > 0 && octets > 0
+}
+
 // claimed counts what a claim brought. One that brought nothing shows that no backlog stands, unless something was put
-// since it began.
-func (l *lane) claimed(ds []*message.Delivery, puts int) {
+// since it began; one that brought all there was, that it ends as soon as nothing more is put.
+func (l *lane) claimed(ds []*message.Delivery, puts int, all bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, d := range ds {
 		l.outstanding++
 		l.octets += int64(len(d.Message.Raw))
 	}
+	l.ending = all
 	if len(ds) == 0 && puts == l.puts {
 		l.backlog = false
+		signal(l.freed)
 	}
 }
 
