@@ -115,7 +115,7 @@ func (e *expiry) end(t *tx, rows []row) error {
 	if notification == nil {
 		return nil
 	}
-	return t.put(notification, false, nil)
+	return t.notify(notification)
 }
 
 // ask returns the notification about rows of one message, nil for none.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"gatepost/event"
 	"gatepost/message"
@@ -42,10 +43,41 @@ func (s *Store) Put(ms []*message.Message, own bool) Write {
 		return j
 	}
 	j.room = j.octets
-	if err := j.begin(); err != nil {
+	err := j.record()
+	if err == nil {
+		err = j.begin()
+	}
+	if err != nil {
 		j.finish(err)
 	}
 	return j
+}
+
+// record makes the records that rows which nobody owns begin with.
+func (j *putJob) record() error {
+	if j.own {
+		return nil
+	}
+	now := at(ms(j.s.now()))
+	for _, m := range j.messages {
+		rs, err := j.s.accepted(m, now)
+		if err != nil {
+			return err
+		}
+		j.records = append(j.records, rs)
+	}
+	return nil
+}
+
+// accepted returns the records of m's recipients that begin unowned.
+func (s *Store) accepted(m *message.Message, now time.Time) (rs []record, err error) {
+	rs = make([]record, len(m.Recipients))
+	for i := range rs {
+		if rs[i], err = s.record(recipientEvent(event.Accepted, m, &m.Recipients[i], now)); err != nil {
+			return nil, err
+		}
+	}
+	return rs, nil
 }
 
 // begin queues j, or where it has large bodies the first part of them.
@@ -69,6 +101,7 @@ type putJob struct {
 	s        *Store
 	messages []*message.Message
 	own      bool
+	records  [][]record // of each message's recipients; nil with own
 	class    class
 	octets   int          // of all bodies
 	inline   int          // … of those that are written with their messages
@@ -95,8 +128,12 @@ func (j *putJob) apply(t *tx) error {
 	if j.own {
 		j.result.Epoch = t.epoch
 	}
-	for _, m := range j.messages {
-		if err := t.put(m, j.own, j.largeOf(m)); err != nil {
+	for i, m := range j.messages {
+		var records []record
+		if !j.own {
+			records = j.records[i]
+		}
+		if err := t.put(m, records, j.largeOf(m)); err != nil {
 			return fmt.Errorf("store message %v: %w", m.ID, err)
 		}
 		superseded, err := t.supersede(m)
@@ -139,9 +176,9 @@ func putError(err error) error {
 	return &reply.Error{Code: 451, Enhanced: "4.3.0", Text: "The message could not be stored, please try again later", Err: err}
 }
 
-// put stores a message with its recipients, which are ours with own, else free to be claimed. A large body is there in
-// parts already.
-func (t *tx) put(m *message.Message, own bool, large *largeBody) error {
+// put stores a message with its recipients, which are ours where there are no records of them, else free to be claimed. A
+// large body is there in parts already.
+func (t *tx) put(m *message.Message, records []record, large *largeBody) error {
 	if len(m.Recipients) == 0 {
 		return errors.New("it has no recipients")
 	}
@@ -153,12 +190,12 @@ func (t *tx) put(m *message.Message, own bool, large *largeBody) error {
 	if err != nil {
 		return err
 	}
-	if err := t.db.put(t, m, attrs, body, own); err != nil || own {
+	if err := t.db.put(t, m, attrs, body, records == nil); err != nil {
 		return err
 	}
-	for i := range m.Recipients {
+	for i := range records {
 		t.lanes[m.Recipients[i].Lane] = true
-		if err := t.append(recipientEvent(event.Accepted, m, &m.Recipients[i], t.now)); err != nil {
+		if err := t.write(records[i]); err != nil {
 			return err
 		}
 	}

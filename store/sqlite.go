@@ -217,7 +217,7 @@ func (d *liteDB) connect(path string, version int) (err error) {
 		{"cache_size", "-8192", "-8192"},
 		{"mmap_size", "0", "0"},
 		{"journal_size_limit", "16777216", "16777216"},
-		{"wal_autocheckpoint", "250", "250"}, // often and little, by the writer: a background one lets the log grow
+		{"wal_autocheckpoint", "1000", "1000"}, // often and little, by the writer: a background one lets the log grow
 	} {
 		var got string
 		if _, err := d.conn.ExecContext(ctx, "PRAGMA "+p.name+" = "+p.set); err != nil {

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"gatepost/event"
 	"gatepost/message"
 )
 
@@ -132,9 +131,10 @@ func (d *liteDB) put(t *tx, m *message.Message, attrs string, b storedBody, own 
 	return nil
 }
 
-func (d *liteDB) putEvent(_ *tx, e *event.Event, address *string, key []byte, data string) error {
+func (d *liteDB) putEvent(_ *tx, r *record) error {
+	e := &r.event
 	_, err := d.exec("INSERT INTO event(node, seq, at, message, n, kind, stream, upstream, address, address_key, data) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		e.Node, e.Seq, ms(e.At), int64(e.Message), e.N, int(e.Kind), e.Stream, e.Upstream, address, key, data)
+		e.Node, e.Seq, ms(e.At), int64(e.Message), e.N, int(e.Kind), e.Stream, e.Upstream, r.address, r.key, r.data)
 	return err
 }
 
