@@ -11,13 +11,17 @@ import (
 // Here each change is a statement of its own: they cost no round trips.
 
 func (d *liteDB) begin(*tx) error {
+	d.finishCopy()
 	_, err := d.exec("BEGIN IMMEDIATE")
 	return err
 }
 
 func (d *liteDB) commit() error {
-	_, err := d.exec("COMMIT")
-	return err
+	if _, err := d.exec("COMMIT"); err != nil {
+		return err
+	}
+	d.copier.committed(d.conn)
+	return nil
 }
 
 // rollback may find that SQLite has done it already. If neither has, the next begin fails and the database is reopened.
