@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,9 +19,12 @@ const claimBytes = 8 << 20
 // ahead is how many messages for each hand-over may be outstanding, so that one is ready whenever a place gets free.
 const ahead = 2
 
-// patience is how long new mail waits for room, or for the end of a backlog that is nearly gone, before it is put unowned.
-// Upstreams that keep up with the senders make room sooner, and then a burst is no backlog, which costs more for each mail.
+// patience is how long new mail waits for room, or for the end of a small backlog, before it is put unowned. Upstreams that
+// keep up with the senders make room sooner, and then a burst is no backlog, which costs more for each mail.
 const patience = 50 * time.Millisecond
+
+// unknown is how many messages a backlog is taken to have that was there before.
+const unknown = math.MaxInt32
 
 // longestNap bounds every wait of a lane, as a safety net against a clock that moves.
 const longestNap = time.Minute
@@ -42,15 +46,16 @@ type lane struct {
 	mu          sync.Mutex
 	window      int64                            // octets of mail that may be outstanding; one message is always let in
 	backlog     bool                             // unowned rows may be due: a new mail must not overtake them
-	ending      bool                             // … as far as it was known, all of it is claimed
+	unclaimed   int                              // … about so many messages
 	puts        int                              // unowned Puts so far
+	cramped     bool                             // there was no room to claim anything
 	outstanding int                              // claimed or born-owned messages not yet settled or put back
 	octets      int64                            // of those
 	waiting     map[message.ID]chan *reply.Error // clients that wait for the outcome of a first try
 }
 
 func newLane(name string, kind message.Kind) *lane {
-	l := &lane{name: name, kind: kind, stats: newStats(), backlog: true,
+	l := &lane{name: name, kind: kind, stats: newStats(), backlog: true, unclaimed: unknown,
 		line: newGate(1), freed: make(chan struct{}, 1),
 		kick: make(chan struct{}, 1), ping: make(chan chan struct{}), waiting: map[message.ID]chan *reply.Error{}}
 	l.route.Store(new([]*hop))
@@ -203,7 +208,7 @@ func (l *lane) tryTake(t *try) (ok, wait bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	limit := l.limit()
-	if limit == 0 || l.backlog && !l.ending {
+	if limit == 0 || l.backlog && l.unclaimed > ahead*limit {
 		return false, false
 	}
 	full := l.outstanding >= ahead*limit || l.outstanding > 0 && l.octets+octets > l.window
@@ -223,17 +228,22 @@ func (l *lane) queued() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.puts++
-	l.backlog, l.ending = true, false
+	l.backlog, l.unclaimed = true, l.unclaimed+1
 }
 
-// done gives back what take, or a claim, counted.
-func (l *lane) done(octets int) {
+// done gives back what take, or a claim, counted. The lane looks again where it found no room, or has a backlog; and
+// where left says that rows are queued again. Else there is nothing to claim, and to find that out for each mail costs
+// more than it seems.
+func (l *lane) done(octets int, left bool) {
 	l.mu.Lock()
 	l.outstanding--
 	l.octets -= int64(octets)
+	look := left || l.backlog || l.cramped
 	l.mu.Unlock()
 	signal(l.freed)
-	l.poke()
+	if look {
+		l.poke()
+	}
 }
 
 // room returns how many recipients, and octets of mail, may be claimed now, and only once a quarter of what may be outstanding
@@ -243,7 +253,8 @@ func (l *lane) room() (recipients int, octets int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	recipients, octets = ahead*limit-l.outstanding, min(l.window-l.octets, claimBytes)
-	if recipients < max(1, ahead*limit/4) || l.octets > l.window/2 && l.outstanding > 0 {
+	l.cramped = recipients < max(1, ahead*limit/4) || l.octets > l.window/2 && l.outstanding > 0
+	if l.cramped {
 		return 0, 0
 	}
 	return recipients, max(1, octets)
@@ -307,7 +318,7 @@ func isAll(ds []*message.Delivery, n int, octets int64) bool {
 }
 
 // claimed counts what a claim brought. One that brought nothing shows that no backlog stands, unless something was put
-// since it began; one that brought all there was, that it ends as soon as nothing more is put.
+// since it began.
 func (l *lane) claimed(ds []*message.Delivery, puts int, all bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -315,7 +326,9 @@ func (l *lane) claimed(ds []*message.Delivery, puts int, all bool) {
 		l.outstanding++
 		l.octets += int64(len(d.Message.Raw))
 	}
-	l.ending = all
+	if l.unclaimed = max(0, l.unclaimed-len(ds)); all {
+		l.unclaimed = l.puts - puts
+	}
 	if len(ds) == 0 && puts == l.puts {
 		l.backlog = false
 		signal(l.freed)

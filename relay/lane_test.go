@@ -4,9 +4,11 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"gatepost/config"
 	"gatepost/event"
 	"gatepost/message"
 )
@@ -90,6 +92,45 @@ func TestAClientWaitsNoLongerThanAMomentForRoomInALane(t *testing.T) {
 			})
 		}
 		senders.Wait()
+	})
+}
+
+// askedSpool counts how often a lane asks it what there is to claim.
+type askedSpool struct {
+	Spool
+	asked atomic.Int32
+}
+
+func (s *askedSpool) Needs(ctx context.Context, lane string) ([]string, error) {
+	s.asked.Add(1)
+	return s.Spool.Needs(ctx, lane)
+}
+
+func TestMailThatWasNeverQueuedIsNotLookedForInTheQueue(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, func(c *config.Config) { c.Stream["marketing"].Retry = []time.Duration{5 * time.Second} })
+		g.stop()
+		asked := &askedSpool{}
+		g.start(func(s Spool) Spool { asked.Spool = s; return asked })
+		before := asked.asked.Load()
+		for range 20 {
+			g.newsletter()
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := asked.asked.Load() - before; n != 0 {
+			t.Errorf("the lane asked %d times what there is to claim, and nothing was queued", n)
+		}
+		g.marketing.set(func(s *service) {
+			s.verdict = always(message.Verdict{Class: message.Temporary, Scope: message.ScopeMessage, Code: 451})
+		})
+		g.newsletter()
+		time.Sleep(10 * time.Millisecond)
+		g.marketing.set(func(s *service) { s.verdict = nil })
+		sent := len(g.marketing.got())
+		time.Sleep(6 * time.Second)
+		if n := len(g.marketing.got()) - sent; n != 1 {
+			t.Errorf("%d mails were sent when the one that had been put off was due, want 1", n)
+		}
 	})
 }
 
