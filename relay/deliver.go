@@ -29,8 +29,8 @@ var (
 
 // done is lane.done. A stream that went and came back in the meantime has another lane, which must look at what was put
 // back too.
-func (r *Relay) done(l *lane, octets int) {
-	l.done(octets)
+func (r *Relay) done(l *lane, octets int, left bool) {
+	l.done(octets, left)
 	if p := r.generation.Load().plan(l.name); p != nil && p.lane != l {
 		p.lane.poke()
 	}
@@ -88,7 +88,7 @@ func newTry(r *Relay, l *lane, g *Generation, d *message.Delivery) *try {
 
 // deliver walks the route once and settles what came of it.
 func (t *try) deliver() {
-	defer t.r.done(t.lane, len(t.msg.Raw))
+	defer func() { t.r.done(t.lane, len(t.msg.Raw), t.open()) }()
 	defer t.dropPlace()
 	defer t.release()
 	if t.held != "" {
@@ -102,6 +102,11 @@ func (t *try) deliver() {
 	t.settle()
 	t.release()
 	t.listen()
+}
+
+// open reports whether a row has not come to its end.
+func (t *try) open() bool {
+	return slices.ContainsFunc(t.rows, func(w *row) bool { return w.outcome == message.None })
 }
 
 // walk goes along the route until nobody is left to try for.

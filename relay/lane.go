@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,17 @@ import (
 
 // claimBytes bounds the bodies that one claim brings into memory, in octets.
 const claimBytes = 8 << 20
+
+// ahead is how many messages for each hand-over may be outstanding: while one goes out another is being signed, and a third is
+// ready whenever a place gets free.
+const ahead = 3
+
+// patience is how long new mail waits for room, or for the end of a small backlog, before it is put unowned. Upstreams that
+// keep up with the senders make room sooner, and then a burst is no backlog, which costs more for each mail.
+const patience = 50 * time.Millisecond
+
+// unknown is how many messages a backlog is taken to have that was there before.
+const unknown = math.MaxInt32
 
 // longestNap bounds every wait of a lane, as a safety net against a clock that moves.
 const longestNap = time.Minute
@@ -28,19 +40,24 @@ type lane struct {
 	kick  chan struct{}
 	ping  chan chan struct{}
 	stop  context.CancelFunc // ends run; nil while it does not run
+	line  *gate              // of new mail that waits for room; its head is let in
+	freed chan struct{}      // holds a value when there may be room
 	stale atomic.Bool        // mail has been due for too long (limits.queue_age)
 
 	mu          sync.Mutex
 	window      int64                            // octets of mail that may be outstanding; one message is always let in
 	backlog     bool                             // unowned rows may be due: a new mail must not overtake them
+	unclaimed   int                              // … about so many messages
 	puts        int                              // unowned Puts so far
+	cramped     bool                             // there was no room to claim anything
 	outstanding int                              // claimed or born-owned messages not yet settled or put back
 	octets      int64                            // of those
 	waiting     map[message.ID]chan *reply.Error // clients that wait for the outcome of a first try
 }
 
 func newLane(name string, kind message.Kind) *lane {
-	l := &lane{name: name, kind: kind, stats: newStats(), backlog: true,
+	l := &lane{name: name, kind: kind, stats: newStats(), backlog: true, unclaimed: unknown,
+		line: newGate(1), freed: make(chan struct{}, 1),
 		kick: make(chan struct{}, 1), ping: make(chan chan struct{}), waiting: map[message.ID]chan *reply.Error{}}
 	l.route.Store(new([]*hop))
 	return l
@@ -138,9 +155,12 @@ func (l *lane) forget(id message.ID) {
 }
 
 // poke makes the lane look again.
-func (l *lane) poke() {
+func (l *lane) poke() { signal(l.kick) }
+
+// signal leaves a value in c, where there is none yet.
+func signal(c chan struct{}) {
 	select {
-	case l.kick <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -156,19 +176,52 @@ func (l *lane) down(domain string) bool {
 	return true
 }
 
-// take gets a place for t, whose mail was never queued, so that its row may be born owned. It fails when the lane has a
-// backlog, or the upstream that the mail would go to no free place.
+// take lets in t, whose mail was never queued, so that its row may be born owned. It fails when the lane has a backlog or
+// no upstream that could take the mail. Where there is only no room it waits a moment, behind others that do.
 func (l *lane) take(t *try) bool {
+	if !l.line.full() {
+		if ok, wait := l.tryTake(t); !wait {
+			return ok
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if l.line.enter(ctx, false) != nil {
+		return false
+	}
+	defer l.line.leave()
+	for {
+		ok, wait := l.tryTake(t)
+		if !wait {
+			return ok
+		}
+		select {
+		case <-l.freed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// tryTake is take at this moment; wait says that in a moment it may succeed.
+func (l *lane) tryTake(t *try) (ok, wait bool) {
 	octets := int64(len(t.msg.Raw))
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	full := l.outstanding > 0 && l.octets+octets > l.window
-	if l.backlog || full || !t.takePlace() {
-		return false
+	limit := l.limit()
+	if limit == 0 || l.backlog && l.unclaimed > ahead*limit {
+		return false, false
+	}
+	full := l.outstanding >= ahead*limit || l.outstanding > 0 && l.octets+octets > l.window
+	if full || l.backlog {
+		return false, true
+	}
+	if !t.takePlace() {
+		return false, false
 	}
 	l.outstanding++
 	l.octets += octets
-	return true
+	return true, false
 }
 
 // queued notes that rows of this lane are about to be put unowned.
@@ -176,28 +229,33 @@ func (l *lane) queued() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.puts++
-	l.backlog = true
+	l.backlog, l.unclaimed = true, l.unclaimed+1
 }
 
-// done gives back what take, or a claim, counted.
-func (l *lane) done(octets int) {
+// done gives back what take, or a claim, counted. The lane looks again where it found no room, or has a backlog; and
+// where left says that rows are queued again. Else there is nothing to claim, and to find that out for each mail costs
+// more than it seems.
+func (l *lane) done(octets int, left bool) {
 	l.mu.Lock()
 	l.outstanding--
 	l.octets -= int64(octets)
+	look := left || l.backlog || l.cramped
 	l.mu.Unlock()
-	l.poke()
+	signal(l.freed)
+	if look {
+		l.poke()
+	}
 }
 
-// room returns how many recipients, and octets of mail, may be claimed now: up to three messages per hand-over, so that
-// while one goes out another is being signed and a third is ready whenever a place gets free. That is only once a sixth of
-// that is free, so that claims come in batches, and half of the window, since one message may be larger than what is left
-// of it.
+// room returns how many recipients, and octets of mail, may be claimed now, and only once a sixth of what may be outstanding
+// is free, so that claims come in batches, and half of the window, since one message may be larger than what is left of it.
 func (l *lane) room() (recipients int, octets int64) {
 	limit := l.limit()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	recipients, octets = 3*limit-l.outstanding, min(l.window-l.octets, claimBytes)
-	if recipients < max(1, limit/2) || l.octets > l.window/2 && l.outstanding > 0 {
+	recipients, octets = ahead*limit-l.outstanding, min(l.window-l.octets, claimBytes)
+	l.cramped = recipients < max(1, ahead*limit/6) || l.octets > l.window/2 && l.outstanding > 0
+	if l.cramped {
 		return 0, 0
 	}
 	return recipients, max(1, octets)
@@ -232,14 +290,14 @@ func (l *lane) claim(ctx context.Context, r *Relay, n int, octets int64) (nap ti
 	g := r.generation.Load()
 	can := g.can(needs)
 	if len(can) == 0 {
-		l.claimed(nil, puts)
+		l.claimed(nil, puts, true)
 		return longestNap, nil
 	}
 	ds, err := r.spool.Claim(ctx, l.name, can, n, octets)
 	if err != nil {
 		return time.Second, err
 	}
-	l.claimed(ds, puts)
+	l.claimed(ds, puts, isAll(ds, n, octets))
 	for _, d := range ds {
 		t := newTry(r, l, g, d)
 		t.lineUp() // here, so that they go in order
@@ -251,17 +309,30 @@ func (l *lane) claim(ctx context.Context, r *Relay, n int, octets int64) (nap ti
 	return l.untilDue(ctx, r, can)
 }
 
+// isAll reports whether a claim of up to n recipients and so many octets brought all there was, and not all it was to.
+func isAll(ds []*message.Delivery, n int, octets int64) bool {
+	for _, d := range ds {
+		n -= len(d.Message.Recipients)
+		octets -= 2 * int64(len(d.Message.Raw)) // what was left out may have been large
+	}
+	return n > 0 && octets > 0
+}
+
 // claimed counts what a claim brought. One that brought nothing shows that no backlog stands, unless something was put
 // since it began.
-func (l *lane) claimed(ds []*message.Delivery, puts int) {
+func (l *lane) claimed(ds []*message.Delivery, puts int, all bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, d := range ds {
 		l.outstanding++
 		l.octets += int64(len(d.Message.Raw))
 	}
+	if l.unclaimed = max(0, l.unclaimed-len(ds)); all {
+		l.unclaimed = l.puts - puts
+	}
 	if len(ds) == 0 && puts == l.puts {
 		l.backlog = false
+		signal(l.freed)
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 // How a paused pair is probed (engine.md rule 4).
 const (
 	probeAuth         = 500 * time.Millisecond
-	probeOthers       = 2 * time.Second
+	probeOthers       = time.Second
 	probeUnauthorised = 30 * time.Second
 	probeTimeout      = 8 * time.Second // of one login; probes may overlap, so a hanging one delays nothing
 	probesAtOnce      = 8
@@ -202,10 +202,10 @@ func (p *pair) probe(r *Relay, wait time.Duration) {
 	defer tries.Wait()
 	defer stop() // before the wait: it ends the tries still under way
 	running := 0
-	credentials := p.credentials()
-	next := time.Now().Add(max(wait, p.interval()))
-	tick := time.NewTicker(min(time.Second, p.interval()))
-	defer tick.Stop()
+	next := time.NewTimer(max(wait, p.interval()))
+	defer next.Stop()
+	credentials, look := p.credentials(), time.NewTicker(time.Second)
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -219,16 +219,17 @@ func (p *pair) probe(r *Relay, wait time.Duration) {
 				return
 			}
 			p.noteFailure(r, err)
-		case <-tick.C:
+		case <-look.C:
 			if c := p.credentials(); c != credentials {
-				credentials, next = c, time.Time{}
+				credentials = c
+				next.Reset(0)
 			}
-			if time.Now().Before(next) || running == probesAtOnce {
-				continue
+		case <-next.C:
+			next.Reset(p.interval())
+			if running < probesAtOnce {
+				running++
+				tries.Go(func() { results <- p.login(ctx) })
 			}
-			next = time.Now().Add(p.interval())
-			running++
-			tries.Go(func() { results <- p.login(ctx) })
 		}
 	}
 }

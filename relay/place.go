@@ -28,10 +28,15 @@ func (t *try) foremost() *hop {
 // takes reports whether h may be asked to take mail of domain.
 func (h *hop) takes(domain string) bool { return h.pair.limit() > 0 && !h.pair.domains.has(domain) }
 
-// takePlace takes a place at the foremost hop, if one is free.
+// takePlace takes a place at the foremost hop or gets in line there. Where that is still trying, a place must be free.
 func (t *try) takePlace() bool {
-	if h := t.foremost(); h != nil {
+	h := t.foremost()
+	switch {
+	case h == nil:
+	case h.pair.trying():
 		t.place, t.placeAt = h.pair.places.tryEnter(), h.pair
+	default:
+		t.place, t.placeAt = h.pair.places.queue(false), h.pair
 	}
 	return t.place != nil
 }

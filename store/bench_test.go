@@ -3,7 +3,10 @@ package store
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -113,4 +116,38 @@ func storeAndSend(s *Store, m *message.Message) error {
 	}
 	_, err = s.Settle(context.Background(), delivered(m, ds[0].Epoch))
 	return err
+}
+
+// BenchmarkBatch has mails stored born owned and then settled, so many in each commit. It tells what a mail costs in
+// time and in octets written to the disk.
+func BenchmarkBatch(b *testing.B) {
+	for _, n := range []int{1, 10, 100} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			s := openTest(b, Options{Dir: b.TempDir()}, nil)
+			before, done := written(b), 0
+			for b.Loop() {
+				sendThrough(b, s, n)
+				done += n
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(done), "µs/msg")
+			b.ReportMetric(float64(written(b)-before)/float64(done), "written-B/msg")
+		})
+	}
+}
+
+// written returns the octets that this process has caused to be written to disks.
+func written(b *testing.B) (octets int64) {
+	text, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		b.Skip(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "write_bytes: "); ok {
+			octets, err = strconv.ParseInt(n, 10, 64)
+		}
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return octets
 }

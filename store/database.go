@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"gatepost/event"
 	"gatepost/message"
 )
 
@@ -31,7 +30,7 @@ type database interface {
 	claimKey(t *tx, m *message.Message) (holder message.Duplicate, err error) // m itself, or the message whose the key is
 	forgetKey(id message.ID) error                                            // frees the key that a message was put under
 	cutKeys() string                                                          // the statement that deletes those which a time has passed, so many at most
-	putEvent(t *tx, e *event.Event, address *string, key []byte, data string) error
+	putEvent(t *tx, r *record) error
 	settle(t *tx, s *message.Settlement) (ours bool, err error)
 	due(t *tx, j *claimJob) ([]row, error)
 	stamp(t *tx, j *claimJob) error

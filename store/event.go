@@ -50,26 +50,45 @@ func recipientEvent(kind event.Kind, m *message.Message, r *message.Recipient, n
 	}
 }
 
-// append adds e to history. It gets the node's next number; numbers drawn by a transaction that is rolled back are
-// drawn again.
+// record is an event as it goes into history, but for its number. To make one takes longer than to write it, so callers do
+// that where they can, and not the writer.
+type record struct {
+	event   event.Event
+	address *string // nil where history is not to hold it
+	key     []byte  // HMAC of the address
+	data    string  // JSON
+}
+
+func (s *Store) record(e event.Event) (record, error) {
+	data, err := json.Marshal(e.Data)
+	r := record{event: e, key: s.history.of(e.Address), data: string(data)}
+	if e.Address != "" && s.addresses(e.Stream, e.MailKind) == "clear" {
+		r.address = new(e.Address)
+	}
+	return r, err
+}
+
+// append adds e to history.
 func (t *tx) append(e event.Event) error {
-	t.seq++
-	e.Node, e.Seq = t.s.node, t.seq
 	if e.At.IsZero() {
 		e.At = t.now
 	}
-	data, err := json.Marshal(e.Data)
+	r, err := t.s.record(e)
 	if err != nil {
 		return err
 	}
-	var address *string
-	if e.Address != "" && t.s.addresses(e.Stream, e.MailKind) == "clear" {
-		address = &e.Address
-	}
-	if err := t.db.putEvent(t, &e, address, t.s.history.of(e.Address), string(data)); err != nil {
+	return t.write(r)
+}
+
+// write adds r to history. It gets the node's next number; numbers drawn by a transaction that is rolled back are drawn
+// again.
+func (t *tx) write(r record) error {
+	t.seq++
+	r.event.Node, r.event.Seq = t.s.node, t.seq
+	if err := t.db.putEvent(t, &r); err != nil {
 		return err
 	}
-	t.events = append(t.events, e)
+	t.events = append(t.events, r.event)
 	return nil
 }
 

@@ -115,7 +115,7 @@ func (e *expiry) end(t *tx, rows []row) error {
 	if notification == nil {
 		return nil
 	}
-	return t.putNotification(notification)
+	return t.notify(notification)
 }
 
 // ask returns the notification about rows of one message, nil for none.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"gatepost/event"
 	"gatepost/message"
 )
 
@@ -377,11 +376,12 @@ func (d *pgDB) put(t *tx, m *message.Message, attrs string, b storedBody, own bo
 	return nil
 }
 
-func (d *pgDB) putEvent(_ *tx, e *event.Event, address *string, key []byte, data string) error {
+func (d *pgDB) putEvent(_ *tx, r *record) error {
+	e, address := &r.event, r.address
 	if address != nil {
 		address = new(clean(*address))
 	}
-	d.changes.events.add(e.Node, e.Seq, ms(e.At), int64(e.Message), e.N, int(e.Kind), e.Stream, e.Upstream, address, key, data)
+	d.changes.events.add(e.Node, e.Seq, ms(e.At), int64(e.Message), e.N, int(e.Kind), e.Stream, e.Upstream, address, r.key, r.data)
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"gatepost/event"
 	"gatepost/message"
@@ -45,10 +46,41 @@ func (s *Store) Put(ms []*message.Message, own bool) Write {
 		return j
 	}
 	j.room = j.octets
-	if err := j.begin(); err != nil {
+	err := j.record()
+	if err == nil {
+		err = j.begin()
+	}
+	if err != nil {
 		j.finish(err)
 	}
 	return j
+}
+
+// record makes the records that rows which nobody owns begin with.
+func (j *putJob) record() error {
+	if j.own {
+		return nil
+	}
+	now := at(ms(j.s.now()))
+	for _, m := range j.messages {
+		rs, err := j.s.accepted(m, now)
+		if err != nil {
+			return err
+		}
+		j.records = append(j.records, rs)
+	}
+	return nil
+}
+
+// accepted returns the records of m's recipients that begin unowned.
+func (s *Store) accepted(m *message.Message, now time.Time) (rs []record, err error) {
+	rs = make([]record, len(m.Recipients))
+	for i := range rs {
+		if rs[i], err = s.record(recipientEvent(event.Accepted, m, &m.Recipients[i], now)); err != nil {
+			return nil, err
+		}
+	}
+	return rs, nil
 }
 
 // begin queues j, or where it has large bodies the first part of them.
@@ -73,6 +105,7 @@ type putJob struct {
 	messages []*message.Message
 	bodies   []body // of messages, one for one
 	own      bool
+	records  [][]record // of each message's recipients; nil with own
 	class    class
 	octets   int                // of all bodies
 	inline   int                // … of those that are written with their messages
@@ -100,7 +133,11 @@ func (j *putJob) apply(t *tx) error {
 		j.result.Epoch = t.epoch
 	}
 	for i, m := range j.messages {
-		if err := t.put(m, j.bodies[i], j.own, j.largeOf(m)); err != nil {
+		var records []record
+		if !j.own {
+			records = j.records[i]
+		}
+		if err := t.put(m, j.bodies[i], records, j.largeOf(m)); err != nil {
 			return fmt.Errorf("store message %v: %w", m.ID, err)
 		}
 		superseded, err := t.supersede(m)
@@ -143,9 +180,9 @@ func putError(err error) error {
 	return &reply.Error{Code: 451, Enhanced: "4.3.0", Text: "The message could not be stored, please try again later", Err: err}
 }
 
-// put stores a message with its recipients, which are ours with own, else free to be claimed. A large body is there in
-// parts already.
-func (t *tx) put(m *message.Message, b body, own bool, large *largeBody) error {
+// put stores a message with its recipients, which are ours where there are no records of them, else free to be claimed. A
+// large body is there in parts already.
+func (t *tx) put(m *message.Message, b body, records []record, large *largeBody) error {
 	if len(m.Recipients) == 0 {
 		return errors.New("it has no recipients")
 	}
@@ -157,12 +194,12 @@ func (t *tx) put(m *message.Message, b body, own bool, large *largeBody) error {
 	if err != nil {
 		return err
 	}
-	if err := t.db.put(t, m, attrs, stored, own); err != nil || own {
+	if err := t.db.put(t, m, attrs, stored, records == nil); err != nil {
 		return err
 	}
-	for i := range m.Recipients {
+	for i := range records {
 		t.lanes[m.Recipients[i].Lane] = true
-		if err := t.append(recipientEvent(event.Accepted, m, &m.Recipients[i], t.now)); err != nil {
+		if err := t.write(records[i]); err != nil {
 			return err
 		}
 	}
@@ -181,15 +218,6 @@ func (t *tx) seal(m *message.Message, b body, large *largeBody) (stored storedBo
 		stored.data = b.data
 	}
 	return stored, err
-}
-
-// putNotification queues m, which tells a sender of failures.
-func (t *tx) putNotification(m *message.Message) error {
-	b, err := bodyOf(m)
-	if err != nil {
-		return err
-	}
-	return t.put(m, b, false, nil)
 }
 
 // undo takes back a Put whose client was told to try again. What was said to be accepted is said to be dropped, so that

@@ -202,7 +202,7 @@ func TestCommitsAreDurableByTheDatabasesOwnWord(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Options{Dir: t.TempDir()}, nil)
 	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "auto_vacuum": "2", "page_size": "4096",
-		"application_id": fmt.Sprint(applicationID), "wal_autocheckpoint": "250"} {
+		"application_id": fmt.Sprint(applicationID), "wal_autocheckpoint": fmt.Sprint(checkpointLate)} {
 		var got string
 		if err := s.writer.do(t.Context(), rest, 1, func(t *tx) error { return t.one("PRAGMA "+pragma, &got) }); err != nil || got != want {
 			t.Errorf("%s is %q, err %v, want %q", pragma, got, err, want)

@@ -15,9 +15,15 @@ import (
 // commit failed, has ended after all: trying again is safe. When ctx ends first, the settlements are applied all the
 // same. A Notification that settlements share is queued once, if any of them is applied.
 func (s *Store) Settle(ctx context.Context, list []message.Settlement) (lost []message.RecipientID, err error) {
-	j := &settleJob{list: slices.Clone(list)} // the caller may leave before it is used
+	j := &settleJob{list: slices.Clone(list), records: make([]record, len(list))} // the caller may leave before it is used
+	now := at(ms(s.now()))
+	for i := range j.list {
+		if j.records[i], err = s.record(settlementEvent(&j.list[i], now)); err != nil {
+			return nil, fmt.Errorf("record what became of message %v: %w", j.list[i].Message.ID, err)
+		}
+	}
 	j.task = task{len(list), func(t *tx) (err error) {
-		j.lost, err = t.settleAll(j.list)
+		j.lost, err = t.settleAll(j.list, j.records)
 		return err
 	}, make(chan error, 1)}
 	if err := s.writer.wait(ctx, settlement, j, j.done); err != nil {
@@ -29,16 +35,17 @@ func (s *Store) Settle(ctx context.Context, list []message.Settlement) (lost []m
 // settleJob is a Settle as the writer sees it.
 type settleJob struct {
 	task
-	list []message.Settlement
-	lost []message.RecipientID
+	list    []message.Settlement
+	records []record // of each
+	lost    []message.RecipientID
 }
 
-// settleAll applies settlements, queues their notifications, and returns the rows that were not ours.
-func (t *tx) settleAll(list []message.Settlement) (lost []message.RecipientID, err error) {
+// settleAll applies settlements and writes their records, queues their notifications, and returns the rows that were not ours.
+func (t *tx) settleAll(list []message.Settlement, records []record) (lost []message.RecipientID, err error) {
 	var queued *message.Message
 	for i := range list {
 		s := &list[i]
-		ours, err := t.settle(s)
+		ours, err := t.settle(s, records[i])
 		if err != nil {
 			return nil, err
 		}
@@ -49,16 +56,32 @@ func (t *tx) settleAll(list []message.Settlement) (lost []message.RecipientID, e
 		if s.Notification == nil || s.Notification == queued {
 			continue
 		}
-		if err := t.putNotification(s.Notification); err != nil {
-			return nil, fmt.Errorf("store notification %v: %w", s.Notification.ID, err)
+		if err := t.notify(s.Notification); err != nil {
+			return nil, err
 		}
 		queued = s.Notification
 	}
 	return lost, nil
 }
 
-// settle applies one settlement, and reports whether the row was ours.
-func (t *tx) settle(s *message.Settlement) (ours bool, err error) {
+// notify queues a notification.
+func (t *tx) notify(m *message.Message) error {
+	b, err := bodyOf(m)
+	if err != nil {
+		return fmt.Errorf("store notification %v: %w", m.ID, err)
+	}
+	accepted, err := t.s.accepted(m, t.now)
+	if err == nil {
+		err = t.put(m, b, accepted, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("store notification %v: %w", m.ID, err)
+	}
+	return nil
+}
+
+// settle applies one settlement, whose record is r, and reports whether the row was ours.
+func (t *tx) settle(s *message.Settlement, r record) (ours bool, err error) {
 	if ours, err = t.db.settle(t, s); err != nil || !ours {
 		return false, err
 	}
@@ -72,7 +95,7 @@ func (t *tx) settle(s *message.Settlement) (ours bool, err error) {
 		err = t.db.forgetKey(s.Message.KeyOf())
 	}
 	if err == nil && !s.Paused {
-		err = t.append(settlementEvent(s, t.now))
+		err = t.write(r)
 	}
 	return true, err
 }

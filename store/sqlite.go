@@ -31,7 +31,8 @@ var migrations embed.FS
 // tables are those a database of any version must have; each is touched once at start, so that a damaged root page shows then.
 var tables = []string{"meta", "node", "message", "body", "recipient", "submission", "event", "cursor", "suppression"}
 
-// liteDB is an open database in a file: one pinned connection that writes, with its prepared statements, and a few that read.
+// liteDB is an open database in a file: one pinned connection that writes, with its prepared statements, a
+// few that read, and the copier's.
 type liteDB struct {
 	writers *sql.DB
 	conn    *sql.Conn
@@ -40,6 +41,7 @@ type liteDB struct {
 
 	stmts   map[string]*sql.Stmt
 	readers *sql.DB
+	copier  *copier
 }
 
 // openDatabase opens the database in dir, makes it if there is none, and brings it to our schema. A file that is
@@ -223,7 +225,7 @@ func (d *liteDB) connect(path string, version int) (err error) {
 		{"cache_size", "-8192", "-8192"},
 		{"mmap_size", "0", "0"},
 		{"journal_size_limit", "16777216", "16777216"},
-		{"wal_autocheckpoint", "250", "250"}, // often and little, by the writer: a background one lets the log grow
+		{"wal_autocheckpoint", strconv.Itoa(checkpointLate), strconv.Itoa(checkpointLate)},
 	} {
 		var got string
 		if _, err := d.conn.ExecContext(ctx, "PRAGMA "+p.name+" = "+p.set); err != nil {
@@ -244,12 +246,19 @@ func (d *liteDB) connect(path string, version int) (err error) {
 	}
 	d.readers.SetMaxOpenConns(readerCount)
 	d.readers.SetMaxIdleConns(readerCount)
-	return d.readers.Ping()
+	if err := d.readers.Ping(); err != nil {
+		return err
+	}
+	d.copier, err = openCopier(path)
+	return err
 }
 
 // close closes what is open; SQLite writes its log back into the database when the last connection goes.
 func (d *liteDB) close() error {
 	var errs []error
+	if d.copier != nil {
+		errs = append(errs, d.copier.close())
+	}
 	if d.readers != nil {
 		errs = append(errs, d.readers.Close())
 	}

@@ -5,20 +5,23 @@ import (
 	"slices"
 	"time"
 
-	"gatepost/event"
 	"gatepost/message"
 )
 
 // Here each change is a statement of its own: they cost no round trips.
 
 func (d *liteDB) begin(*tx) error {
+	d.finishCopy()
 	_, err := d.exec("BEGIN IMMEDIATE")
 	return err
 }
 
 func (d *liteDB) commit() error {
-	_, err := d.exec("COMMIT")
-	return err
+	if _, err := d.exec("COMMIT"); err != nil {
+		return err
+	}
+	d.copier.committed(d.conn)
+	return nil
 }
 
 // rollback may find that SQLite has done it already. If neither has, the next begin fails and the database is reopened.
@@ -132,9 +135,10 @@ func (d *liteDB) put(t *tx, m *message.Message, attrs string, b storedBody, own 
 	return nil
 }
 
-func (d *liteDB) putEvent(_ *tx, e *event.Event, address *string, key []byte, data string) error {
+func (d *liteDB) putEvent(_ *tx, r *record) error {
+	e := &r.event
 	_, err := d.exec("INSERT INTO event(node, seq, at, message, n, kind, stream, upstream, address, address_key, data) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		e.Node, e.Seq, ms(e.At), int64(e.Message), e.N, int(e.Kind), e.Stream, e.Upstream, address, key, data)
+		e.Node, e.Seq, ms(e.At), int64(e.Message), e.N, int(e.Kind), e.Stream, e.Upstream, r.address, r.key, r.data)
 	return err
 }
 

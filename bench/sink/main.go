@@ -105,9 +105,6 @@ func (r *refusals) Set(s string) error {
 	return nil
 }
 
-// everywhere are all reasons for which a chunk is refused (upstreamtest.HostOptions.ReadsRefused).
-var everywhere = []string{"MAIL", "RCPT", "BDAT"}
-
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("sink: ")
@@ -116,10 +113,7 @@ func main() {
 	flag.StringVar(&o.host.TLS, "tls", "", `"starttls" or "implicit"`)
 	ca := flag.String("ca", "sink.pem", "`file` to write the certificate to, for tls_ca_file")
 	flag.BoolVar(&o.host.Chunking, "chunking", false, "offer CHUNKING and take BDAT")
-	flag.BoolFunc("reads-refused", "do not discard a refused chunk: take what is in it for commands", func(string) error {
-		o.host.ReadsRefused = everywhere
-		return nil
-	})
+	flag.BoolVar(&o.host.ReadsRefused, "reads-refused", false, "do not discard a refused chunk: take what is in it for commands")
 	flag.IntVar(&o.host.MaxConnections, "max", 0, "answer 421 above so many connections")
 	flag.Var(&o.refuse, "refuse", "refuse a share: `VERB=PERCENT:CODE`; DOT is the whole mail; may be repeated")
 	flag.DurationVar(&o.delay, "delay", 0, "wait before the answer to a mail")

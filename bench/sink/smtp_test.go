@@ -133,7 +133,7 @@ func BenchmarkHostThatReadsRefusedChunks(b *testing.B) {
 	for _, verb := range []string{"MAIL", "RCPT", "BDAT", "DOT"} {
 		refuse = append(refuse, refusal{verb, 0.1, 450})
 	}
-	s := newSink(b, options{host: upstreamtest.HostOptions{Chunking: true, ReadsRefused: everywhere}, refuse: refuse})
+	s := newSink(b, options{host: upstreamtest.HostOptions{Chunking: true, ReadsRefused: true}, refuse: refuse})
 	p := start(b, "far", upstreamLines(s, s.Addr()))
 	lines := fmt.Sprintf("RSET\r\nMAIL FROM:<a@%[1]s>\r\nRCPT TO:<b@%[1]s>\r\nDATA\r\n\r\n.\r\nQUIT\r\n", inBody)
 	n := p.pump(bulkDomain, 20, lines)
