@@ -200,9 +200,10 @@ func TestKeyFilesThatAreUnsafeOrBrokenAreRefused(t *testing.T) {
 
 func TestCommitsAreDurableByTheDatabasesOwnWord(t *testing.T) {
 	t.Parallel()
-	s := openTest(t, Options{Dir: t.TempDir()}, nil)
+	dir := t.TempDir()
+	s := openTest(t, Options{Dir: dir}, nil)
 	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "auto_vacuum": "2", "page_size": "4096",
-		"application_id": fmt.Sprint(applicationID), "wal_autocheckpoint": fmt.Sprint(checkpointLate)} {
+		"application_id": fmt.Sprint(applicationID), "wal_autocheckpoint": fmt.Sprint(checkpointLate * copyAt(dir))} {
 		var got string
 		if err := s.writer.do(t.Context(), rest, 1, func(t *tx) error { return t.one("PRAGMA "+pragma, &got) }); err != nil || got != want {
 			t.Errorf("%s is %q, err %v, want %q", pragma, got, err, want)

@@ -83,7 +83,13 @@ func (s *space) look() {
 	}
 	size := uint64(fs.Bsize)
 	s.free = fs.Bavail*size - min(fs.Bavail*size, s.pending)
-	s.reserve = min(max(fs.Blocks*size/reserveShare, minReserve), maxReserve, fs.Blocks*size/smallShare)
+	s.reserve = reserveOf(&fs)
+}
+
+// reserveOf returns the octets of a file system that are kept free.
+func reserveOf(fs *syscall.Statfs_t) uint64 {
+	size := fs.Blocks * uint64(fs.Bsize)
+	return min(max(size/reserveShare, minReserve), maxReserve, size/smallShare)
 }
 
 // Ready says whether mail of that kind can be stored now: nil, or a 452 (RFC 5321 §4.2.3) while the disk is full, nearly

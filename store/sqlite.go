@@ -103,7 +103,7 @@ func fillDatabase(path string) (err error) {
 		return err
 	}
 	defer conn.Close()
-	for _, p := range []string{"page_size = 4096", "auto_vacuum = INCREMENTAL", "synchronous = FULL", "application_id = " + strconv.Itoa(applicationID)} {
+	for _, p := range []string{"page_size = " + strconv.Itoa(pageSize), "auto_vacuum = INCREMENTAL", "synchronous = FULL", "application_id = " + strconv.Itoa(applicationID)} {
 		if _, err := conn.ExecContext(ctx, "PRAGMA "+p); err != nil {
 			return err
 		}
@@ -212,6 +212,8 @@ func migrate(ctx context.Context, conn *sql.Conn, version int) (err error) {
 // connect opens the connections and makes sure that a commit is durable.
 func (d *liteDB) connect(path string, version int) (err error) {
 	ctx := context.Background()
+	copyAt := copyAt(filepath.Dir(path))
+	late := strconv.Itoa(copyAt * checkpointLate)
 	if d.writers, err = sql.Open("sqlite", dsn(path, "mode=rw&_dqs=0")); err != nil {
 		return err
 	}
@@ -225,7 +227,7 @@ func (d *liteDB) connect(path string, version int) (err error) {
 		{"cache_size", "-8192", "-8192"},
 		{"mmap_size", "0", "0"},
 		{"journal_size_limit", "16777216", "16777216"},
-		{"wal_autocheckpoint", strconv.Itoa(checkpointLate), strconv.Itoa(checkpointLate)},
+		{"wal_autocheckpoint", late, late},
 	} {
 		var got string
 		if _, err := d.conn.ExecContext(ctx, "PRAGMA "+p.name+" = "+p.set); err != nil {
@@ -249,7 +251,7 @@ func (d *liteDB) connect(path string, version int) (err error) {
 	if err := d.readers.Ping(); err != nil {
 		return err
 	}
-	d.copier, err = openCopier(path)
+	d.copier, err = openCopier(path, copyAt)
 	return err
 }
 

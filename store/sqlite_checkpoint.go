@@ -5,14 +5,19 @@ import (
 	"database/sql"
 	"errors"
 	"sync/atomic"
+	"syscall"
 
 	"modernc.org/sqlite"
 )
 
-const (
-	checkpointPages = 1000 // in the log when copying begins
-	checkpointLate  = 4000 // … when a commit copies them whatever the copier does (wal_autocheckpoint)
-)
+const pageSize = 4096 // octets
+
+// checkpointPages is how many pages the log has when copying begins. It must have room for twice that beside mail, in the
+// log and where it is copied to, so on a small disk they are fewer.
+const checkpointPages = 1000
+
+// checkpointLate is how many times as many pages a commit copies whatever the copier does (wal_autocheckpoint).
+const checkpointLate = 4
 
 const checkpoint = "PRAGMA wal_checkpoint(PASSIVE)"
 
@@ -21,19 +26,29 @@ const checkpoint = "PRAGMA wal_checkpoint(PASSIVE)"
 // was added meanwhile, a few pages, and the log begins anew. What cannot be copied stays in the log, which loses nothing.
 type copier struct {
 	db      *sql.DB
+	at      int // pages in the log when it is called
 	pages   int // written to the log since the copier was called
 	call    chan struct{}
 	left    atomic.Bool // the writer is to copy what was added meanwhile
 	stopped chan struct{}
 }
 
-func openCopier(path string) (*copier, error) {
+// copyAt returns how many pages the log in dir has when copying begins: a quarter of the reserve of its disk at most.
+func copyAt(dir string) int {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return checkpointPages
+	}
+	return int(min(checkpointPages, max(1, reserveOf(&fs)/4/pageSize)))
+}
+
+func openCopier(path string, at int) (*copier, error) {
 	db, err := sql.Open("sqlite", dsn(path, "mode=rw&_dqs=0&_pragma=synchronous(FULL)&_pragma=mmap_size(0)"))
 	if err != nil {
 		return nil, err
 	}
 	db.SetMaxOpenConns(1)
-	c := &copier{db: db, call: make(chan struct{}, 1), stopped: make(chan struct{})}
+	c := &copier{db: db, at: at, call: make(chan struct{}, 1), stopped: make(chan struct{})}
 	if err := db.Ping(); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -57,7 +72,7 @@ func (c *copier) committed(conn *sql.Conn) {
 		c.pages += n
 		return err // of a counter that SQLite does not know; then commits copy late
 	})
-	if c.pages < checkpointPages {
+	if c.pages < c.at {
 		return
 	}
 	select {
