@@ -15,7 +15,7 @@ const keepSignature = `INSERT INTO signature(message, profile, data) VALUES(?, ?
 
 // keepSignature stores the signature that comes with s, where the row stays.
 func (t *tx) keepSignature(s *message.Settlement) error {
-	if s.Signature == nil || s.Outcome != message.None || s.Message.Kind == message.Auth {
+	if s.Signature == nil || s.Outcome != message.None || isSealed(s.Message) {
 		return nil
 	}
 	return t.db.keepSignature(s.Message.ID, s.Signature)
@@ -43,7 +43,7 @@ func (s *Store) readSignatures(ds []*message.Delivery) error {
 	tried := map[message.ID]*message.Delivery{}
 	var ids []int64
 	for _, d := range ds {
-		if m := d.Message; m.Kind != message.Auth && m.Recipients[0].Attempts > 0 {
+		if m := d.Message; !isSealed(m) && m.Recipients[0].Attempts > 0 {
 			tried[m.ID], ids = d, append(ids, int64(m.ID))
 		}
 	}
