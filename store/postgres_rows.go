@@ -149,7 +149,10 @@ func (d *pgDB) prepare(t *tx, jobs []job) error {
 				if len(m.Supersede) > 0 {
 					keys[string(m.Supersede)]++
 				}
-				if key := string(m.Key); key != "" && orders[key] == nil {
+				if len(m.Key) == 0 {
+					continue
+				}
+				if key := string(t.submissionKey(m)); orders[key] == nil {
 					orders[key] = m
 				}
 			}
