@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -100,9 +101,10 @@ func (q *request) refused(err error) error {
 // key returns what a repetition of the request has in common with it; nil where each is an order of its own. What says
 // that it is one, and has another body, is told by the fingerprint.
 func (q *request) key(body []byte) (key []byte, fingerprint int32, err error) {
-	h, sum := sha256.New(), sha256.Sum256(body)
+	h := sha256.New()
 	switch keys := q.r.Header.Values("Idempotency-Key"); {
 	case q.hook.adapter.Retries():
+		sum := sha256.Sum256(body)
 		h.Write([]byte("body\x00" + q.hook.Name + "\x00"))
 		h.Write(sum[:])
 	case q.hook.Adapter != "native" || len(keys) == 0:
@@ -111,7 +113,10 @@ func (q *request) key(body []byte) (key []byte, fingerprint int32, err error) {
 		return nil, 0, &hook.Invalid{Field: "Idempotency-Key", Text: "is not one value of 1 to " + strconv.Itoa(maxKey) + " octets"}
 	default:
 		h.Write([]byte("key\x00" + q.hook.Client + "\x00" + keys[0]))
-		fingerprint = int32(binary.BigEndian.Uint32(sum[:])>>2 | 1<<30)
+		// Of both: the database does not have the key, and a code in the body cannot be found without it.
+		of := hmac.New(sha256.New, []byte("fingerprint\x00"+q.hook.Client+"\x00"+keys[0]))
+		of.Write(body)
+		fingerprint = int32(binary.BigEndian.Uint32(of.Sum(nil))>>2 | 1<<30)
 	}
 	return h.Sum(nil), fingerprint, nil
 }

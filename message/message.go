@@ -102,7 +102,7 @@ type Message struct {
 	HeaderFrom string // domain of the header From, lower case: chooses d= and the stream
 	Size       int    // octets of Raw
 	SMTPUTF8   bool   // an address or header field needs SMTPUTF8 at the next hop
-	BodyHash   []byte // SHA-256 of Raw, to tell copies apart in trace; may be nil
+	BodyHash   []byte // SHA-256 of Raw, to tell copies apart; nil for sealed mail, in which it would give away a code
 	AcceptedAt time.Time
 	ExpiresAt  time.Time // no attempt starts that cannot commit before it
 	Attrs      map[string]string

@@ -121,8 +121,10 @@ func (p *Policy) Check(s *message.Submission, id message.ID, now time.Time) (*me
 	m.Raw = p.repair(s, h, m)
 	m.Size = len(m.Raw)
 	m.Provided = s.Provided
-	hash := sha256.Sum256(m.Raw)
-	m.BodyHash = hash[:]
+	if m.Kind != message.Auth && len(m.Provided) == 0 {
+		hash := sha256.Sum256(m.Raw)
+		m.BodyHash = hash[:]
+	}
 	return m, nil
 }
 

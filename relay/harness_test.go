@@ -33,21 +33,22 @@ type sent struct {
 
 // service is a fake upstream whose behaviour a test may change at any time.
 type service struct {
-	mu       sync.Mutex
-	down     *upstream.Paused                           // Reserve fails
-	hang     bool                                       // Reserve hangs until its context ends
-	stall    bool                                       // Send hangs before its commit
-	stallFor string                                     // … for this recipient
-	lose     int                                        // so many answers are lost after the commit
-	wary     bool                                       // an answer is lost if its context has ended right after the commit
-	verdict  func(e message.Envelope) []message.Verdict // default: accepts
-	sends    []sent
-	logins   int
-	inUse    int
-	closed   int
-	most     int
-	traits   upstream.Traits
-	caps     *upstream.Caps // default: 8BITMIME and SMTPUTF8
+	mu        sync.Mutex
+	down      *upstream.Paused                           // Reserve fails
+	hang      bool                                       // Reserve hangs until its context ends
+	stall     bool                                       // Send hangs before its commit
+	stallFor  string                                     // … for this recipient
+	lose      int                                        // so many answers are lost after the commit
+	wary      bool                                       // an answer is lost if its context has ended right after the commit
+	fallsBack bool                                       // after its verdict on a template it is sent our words
+	verdict   func(e message.Envelope) []message.Verdict // default: accepts
+	sends     []sent
+	logins    int
+	inUse     int
+	closed    int
+	most      int
+	traits    upstream.Traits
+	caps      *upstream.Caps // default: 8BITMIME and SMTPUTF8
 }
 
 func (s *service) Traits() upstream.Traits { return s.traits }
@@ -126,7 +127,7 @@ func (f *fakeSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffer
 	f.s.sends = append(f.s.sends, sent{e, all.String(), time.Now()})
 	lost := f.s.lose > 0
 	f.s.lose--
-	verdict, wary := f.s.verdict, f.s.wary
+	verdict, wary, falls := f.s.verdict, f.s.wary, f.s.fallsBack
 	f.s.mu.Unlock()
 	if wary {
 		time.Sleep(time.Microsecond)
@@ -137,7 +138,12 @@ func (f *fakeSlot) Send(ctx context.Context, e message.Envelope, wire net.Buffer
 		return message.Verdict{Class: message.Unknown, Scope: message.ScopeUpstream, Text: "no answer"}.Verdicts(len(e.To))
 	}
 	if verdict != nil {
-		return verdict(e)
+		vs := verdict(e)
+		if falls && e.Provided != nil {
+			e.Provided = nil
+			return f.Send(ctx, e, wire, commit)
+		}
+		return vs
 	}
 	return message.Verdict{Class: message.Accepted, Code: 250}.Verdicts(len(e.To))
 }

@@ -128,21 +128,21 @@ func (t *try) listen() {
 
 // commit notes that the bytes which cannot be taken back go now, unless o was withdrawn.
 func (o *handOver) commit() error {
-	if o.stage.Load() == committed {
-		return nil
-	}
-	if !o.stage.CompareAndSwap(uncommitted, committed) {
+	switch {
+	case o.stage.CompareAndSwap(uncommitted, committed):
+		if o.committed != nil {
+			close(o.committed)
+		}
+	case o.stage.Load() == withdrawn:
 		return errWithdrawn
-	}
-	if o.committed != nil {
-		close(o.committed)
 	}
 	return nil
 }
 
-// withdraw ends o where it is not committed, and reports whether it could.
+// withdraw ends o where it is not committed, and reports whether it could. Otherwise only its answer is still wanted: what
+// turns out not to have been taken is not sent again, in other words or over another connection.
 func (o *handOver) withdraw() bool {
-	if !o.stage.CompareAndSwap(uncommitted, withdrawn) {
+	if o.stage.Swap(withdrawn) != uncommitted {
 		return false
 	}
 	o.cancel(errWithdrawn)

@@ -77,6 +77,25 @@ func TestASecondCopyIsOfWhatItsOwnUpstreamKeepsUnderTheSameMessageID(t *testing.
 	})
 }
 
+func TestATemplateThatIsRefusedAfterAnotherCopyWasAcceptedIsNotFollowedByOurWords(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, func(c *config.Config) {
+			c.Stream["auth"].Route = []string{"sink", "third"}
+			c.Stream["auth"].HedgeAfter = 2 * time.Second
+		}, "third")
+		g.auth.traits = keeps
+		g.auth.set(answersAfter(6*time.Second, verdictOf(message.Permanent, message.ScopeMessage, 400)))
+		g.auth.set(func(s *service) { s.fallsBack = true })
+		g.templatedCode()
+		time.Sleep(time.Minute)
+		wantTemplate(t, g.auth, "sign-in")
+		wantTemplate(t, g.others["third"], "")
+		if s := g.relay.Status()[0]; s.InFlight != 0 {
+			t.Errorf("%d places are still taken", s.InFlight)
+		}
+	})
+}
+
 func TestAQueuedMailKeepsItsTemplateOverARestart(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g := newRig(t, nil)

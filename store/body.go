@@ -29,18 +29,21 @@ type body struct {
 	data   []byte
 }
 
-// bodyOf returns the body of m. Variables are sealed in mail of every kind: that they were given by name shows what is a
-// code or a link.
+// bodyOf returns the body of m.
 func bodyOf(m *message.Message) (body, error) {
 	if len(m.Provided) == 0 {
-		return body{bodyRaw, m.Kind == message.Auth, m.Raw}, nil
+		return body{bodyRaw, isSealed(m), m.Raw}, nil
 	}
 	data, err := json.Marshal(providedBody{m.Raw, m.Provided})
 	if err != nil {
 		return body{}, errors.New("its templates at upstreams cannot be written as JSON") // whose words may be a variable's
 	}
-	return body{bodyProvided, true, data}, nil
+	return body{bodyProvided, isSealed(m), data}, nil
 }
+
+// isSealed reports whether the body of m is sealed. Variables are in mail of every kind: that they were given by name shows
+// what is a code or a link.
+func isSealed(m *message.Message) bool { return m.Kind == message.Auth || len(m.Provided) > 0 }
 
 // isLarge reports whether b is written in parts.
 func (b body) isLarge() bool { return len(b.data) > maxInline }

@@ -148,7 +148,10 @@ func (d *pgDB) prepare(t *tx, jobs []job) error {
 				if len(m.Supersede) > 0 {
 					keys[string(m.Supersede)]++
 				}
-				if key := string(m.Key); key != "" && orders[key] == nil {
+				if len(m.Key) == 0 {
+					continue
+				}
+				if key := string(t.submissionKey(m)); orders[key] == nil {
 					orders[key] = m
 				}
 			}
@@ -191,7 +194,7 @@ func (d *pgDB) waits(_ *tx, key []byte) bool { return !d.asked.values || d.asked
 type pgSettle struct {
 	byRow                 map[settled]*message.Settlement
 	ended, paused, others columns
-	over                  []int64
+	locked                []int64
 }
 
 // settled tells settlements apart. Of two that are the same only the first can be in time.
@@ -211,8 +214,8 @@ func (p *pgSettle) add(list []message.Settlement) {
 	}
 }
 
-// The changes of settlements. The messages that may end are locked first, always in order of id: whoever removes the
-// last recipient has to see that the others are gone.
+// The changes of settlements. The messages that may end, or get a signature, are locked first, always in order of id:
+// whoever removes the last recipient has to see that the others are gone, and a signature locks its message as well.
 const (
 	lockMessages = "SELECT id FROM message WHERE id = ANY($1) ORDER BY id FOR UPDATE"
 	ourPlaces    = placeOf + " AND owner = $1 AND epoch = g.epoch FOR UPDATE) p) "
@@ -232,10 +235,12 @@ func (p *pgSettle) ask(d *pgDB, t *tx) {
 	for key, s := range p.byRow {
 		r := &s.Recipient
 		id, n := int64(key.id.Message), key.id.N
+		if s.Outcome != message.None || keepsSignature(s) {
+			p.locked = append(p.locked, id)
+		}
 		switch {
 		case s.Outcome != message.None:
 			p.ended.add(id, n, s.Epoch)
-			p.over = append(p.over, id)
 		case s.Paused:
 			p.paused.add(id, n, s.Epoch)
 		default:
@@ -244,9 +249,9 @@ func (p *pgSettle) ask(d *pgDB, t *tx) {
 		}
 	}
 	d.asked.ours = map[*message.Settlement]bool{}
-	if p.over != nil {
-		slices.Sort(p.over)
-		d.batch.Queue(lockMessages, slices.Compact(p.over))
+	if p.locked != nil {
+		slices.Sort(p.locked)
+		d.batch.Queue(lockMessages, slices.Compact(p.locked))
 	}
 	for _, change := range []struct {
 		sql  string

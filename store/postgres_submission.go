@@ -27,7 +27,7 @@ func (d *pgDB) askOrders(t *tx, orders map[string]*message.Message) {
 	var rows columns
 	for _, key := range slices.Sorted(maps.Keys(orders)) {
 		m := orders[key]
-		rows.add(m.Key, int64(m.ID), statusOf(m), d.f.clock.stored(m.ExpiresAt))
+		rows.add([]byte(key), int64(m.ID), statusOf(m), d.f.clock.stored(m.ExpiresAt))
 	}
 	d.batch.Queue(freeKeys, rows[0], ms(t.now))
 	d.batch.Queue(claimKeys, rows...)
@@ -40,8 +40,8 @@ func (d *pgDB) askOrders(t *tx, orders map[string]*message.Message) {
 }
 
 // claimKey finds no holder where the one there was has let go of the key between the insert and the question.
-func (d *pgDB) claimKey(_ *tx, m *message.Message) (holder message.Duplicate, err error) {
-	holder, ok := d.asked.orders[string(m.Key)]
+func (d *pgDB) claimKey(t *tx, m *message.Message) (holder message.Duplicate, err error) {
+	holder, ok := d.asked.orders[string(t.submissionKey(m))]
 	if !ok {
 		return holder, errFreed
 	}

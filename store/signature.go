@@ -13,9 +13,13 @@ import (
 const keepSignature = `INSERT INTO signature(message, profile, data) VALUES(?, ?, ?)
 	ON CONFLICT(message) DO UPDATE SET profile = excluded.profile, data = excluded.data`
 
-// keepSignature stores the signature that comes with s, where the row stays.
+// keepsSignature reports whether a signature comes with s that is to be kept: the row stays, and may.
+func keepsSignature(s *message.Settlement) bool {
+	return s.Signature != nil && s.Outcome == message.None && !isSealed(s.Message)
+}
+
 func (t *tx) keepSignature(s *message.Settlement) error {
-	if s.Signature == nil || s.Outcome != message.None || s.Message.Kind == message.Auth {
+	if !keepsSignature(s) {
 		return nil
 	}
 	return t.db.keepSignature(s.Message.ID, s.Signature)
@@ -43,7 +47,7 @@ func (s *Store) readSignatures(ds []*message.Delivery) error {
 	tried := map[message.ID]*message.Delivery{}
 	var ids []int64
 	for _, d := range ds {
-		if m := d.Message; m.Kind != message.Auth && m.Recipients[0].Attempts > 0 {
+		if m := d.Message; !isSealed(m) && m.Recipients[0].Attempts > 0 {
 			tried[m.ID], ids = d, append(ids, int64(m.ID))
 		}
 	}

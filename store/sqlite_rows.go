@@ -233,11 +233,12 @@ func (d *liteDB) release(t *tx, ids []message.RecipientID) error {
 }
 
 func (d *liteDB) claimKey(t *tx, m *message.Message) (holder message.Duplicate, err error) {
-	n, err := d.exec(claimKey, m.Key, int64(m.ID), statusOf(m), ms(m.ExpiresAt), ms(t.now))
+	key := t.submissionKey(m)
+	n, err := d.exec(claimKey, key, int64(m.ID), statusOf(m), ms(m.ExpiresAt), ms(t.now))
 	if err != nil || n > 0 {
 		return message.Duplicate{Of: m.ID}, err
 	}
-	err = d.query(func(r scanner) (_ bool, err error) { holder, _, err = scanHolder(r); return false, err }, keyHolder+"= ?", m.Key)
+	err = d.query(func(r scanner) (_ bool, err error) { holder, _, err = scanHolder(r); return false, err }, keyHolder+"= ?", key)
 	return holder, err
 }
 

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
 	"errors"
 	"slices"
 
@@ -26,6 +28,15 @@ func (t *tx) claimKeys(ms []*message.Message) (known *message.Duplicate, err err
 		}
 	}
 	return nil, nil
+}
+
+// submissionKey returns what the database has of m's Key, which may be the hash of a request with a code in it: whoever has
+// no more than the database cannot find that out by trying all codes.
+func (t *tx) submissionKey(m *message.Message) []byte {
+	h := hmac.New(sha256.New, t.s.history)
+	h.Write([]byte("submission\x00"))
+	h.Write(m.Key)
+	return h.Sum(nil)
 }
 
 func (t *tx) forgetKeys(ms []*message.Message) error {

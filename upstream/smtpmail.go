@@ -152,6 +152,11 @@ func (c *smtpConn) mailParams(m *mail) string {
 // connection can only be closed.
 func (c *smtpConn) envelope(ctx context.Context, m *mail) error {
 	for cmds := c.commands(m); len(cmds) > 0 && m.open > 0; {
+		if c.owes && !c.offers("PIPELINING") {
+			if err := c.noopSoon(ctx); err != nil {
+				return err
+			}
+		}
 		n, err := c.sendBurst(cmds)
 		if err != nil {
 			return c.failed(cmds[0].verb, err)

@@ -96,7 +96,11 @@ func (u *smtpUpstream) glance(c *smtpConn) resting {
 	waits := time.Since(c.restsSince)
 	switch said, closed := c.peek(); {
 	case closed || said && !c.owes:
-		u.habits.learn(c, waits-lookTime)
+		well := waits - lookTime
+		if c.owes { // it is NOOP that it did not outlive
+			well = c.before * 2 / 3
+		}
+		u.habits.learn(c, well)
 		u.remove(c)
 		u.end(c)
 		if len(u.pool) < u.spares() {

@@ -1,10 +1,15 @@
 package upstream_test
 
 import (
+	"bytes"
+	"context"
+	"net"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"gatepost/config"
 	"gatepost/message"
 	"gatepost/upstream"
 	"gatepost/upstream/upstreamtest"
@@ -95,6 +100,54 @@ func TestAMailThatComesWhileTheHostIsAskedIsSentOnceWhateverItAnswers(t *testing
 	}
 }
 
+// strictConn is a connection to a host that must not be sent anything before it has answered the command before.
+type strictConn struct {
+	net.Conn
+	t      *testing.T
+	unread atomic.Bool
+}
+
+func (c *strictConn) Write(p []byte) (int, error) {
+	if c.unread.Swap(bytes.Equal(p, []byte("NOOP\r\n"))) {
+		c.t.Errorf("%q was sent before NOOP was answered", p)
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *strictConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.unread.Store(false)
+	return n, err
+}
+
+func TestAHostWithoutPipeliningIsSentNothingWhileItIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := upstreamtest.NewHost(t, upstreamtest.HostOptions{NoListen: true, Without: []string{"PIPELINING"}})
+		c := &config.Upstream{Name: "sink", Type: "smtp", Address: "pipe:25", TLS: "none", Connections: 1}
+		u, err := upstream.NewSMTPOver(c, "gw.example.com", func(context.Context) (net.Conn, error) { return &strictConn{Conn: h.Pipe(), t: t}, nil },
+			[]upstream.LaneKind{authLane})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { closeNow(t, u) })
+		wantClasses(t, send(t, u, envelope()), message.Accepted)
+		h.Script(func(s upstreamtest.Step) upstreamtest.Action {
+			if s.Verb == "NOOP" {
+				return upstreamtest.Action{Delay: 20 * time.Millisecond}
+			}
+			return upstreamtest.Action{}
+		})
+		for count(h, "NOOP") == 0 {
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		wantClasses(t, send(t, u, envelope()), message.Accepted)
+		if n := h.Accepted(); n != 1 {
+			t.Errorf("the mails took %d connections, want 1", n)
+		}
+	})
+}
+
 func TestAKeptConnectionThatTheHostClosesIsReplacedBeforeAMailNeedsIt(t *testing.T) {
 	o := upstreamtest.HostOptions{TLS: "starttls"}
 	h := upstreamtest.NewHost(t, o)
@@ -143,6 +196,16 @@ func TestAHostThatClosesAConnectionAtOnceTeachesNothing(t *testing.T) {
 	closeAfter(t, h, u, 0)
 	if rest, life := upstream.Bounds(u); rest != upstream.IdleTime || life != upstream.MaxAge {
 		t.Errorf("connections may rest for %v and last for %v", rest, life)
+	}
+}
+
+func TestAHostThatClosesAConnectionWhenItIsAskedIsAskedSooner(t *testing.T) {
+	h, u := newRestPair(t)
+	h.Reply("NOOP", upstreamtest.Drop)
+	upstream.LookAfter(u, upstream.IdleTime)
+	waitFor(t, "another connection", func() bool { upstream.LookAfter(u, 0); return h.Accepted() == 2 })
+	if rest, life := upstream.Bounds(u); rest >= upstream.IdleTime || life != upstream.MaxAge {
+		t.Errorf("connections may rest for %v and last for %v, want less than %v, and %v", rest, life, upstream.IdleTime, upstream.MaxAge)
 	}
 }
 

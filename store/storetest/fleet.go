@@ -36,6 +36,7 @@ func RunFleet(t *testing.T, f Fleet) {
 		"a living node takes over what a dead one owned, marked":      testTakeOver,
 		"a dead node's settlements are lost, its puts a new epoch's":  testStolenLease,
 		"a node that stops leaves what it owned to others at once":    testStopped,
+		"nodes that share messages never wait for each other":         testSharedMessages,
 		"a name is one node's at a time":                              testOneName,
 		"no id is two nodes', and a node keeps its number":            testNumbers,
 		"what one node wrote another opens, large and sealed as well": testOthersBodies,
@@ -328,6 +329,41 @@ func testNumbers(t *testing.T, f *fleetRig) {
 	f.b = f.node(t, "b")
 	if n := f.b.NewID().Node(); n != b || c.NewID().Node() == n || c.NewID().Node() == a {
 		t.Errorf("number %d after a restart, was %d; a new node has %d", n, b, c.NewID().Node())
+	}
+}
+
+// testSharedMessages has each node deliver its part of one message and put off that of another, at once.
+func testSharedMessages(t *testing.T, f *fleetRig) {
+	kept := &message.Signature{Fields: []byte("DKIM-Signature: a=\r\n")}
+	for range 50 {
+		settle := map[*rig][]message.Settlement{}
+		for _, order := range [][]*rig{{f.a, f.b}, {f.b, f.a}} {
+			f.a.put(t, false, f.a.marketing("a@example.net", "b@example.net"))
+			for i, node := range order {
+				ds, err := node.Claim(t.Context(), "news", []string{"e1"}, 1, 1<<20)
+				if err = errors.Join(err, errLen(len(ds), 1)); err != nil {
+					t.Fatal(err)
+				}
+				s := outcome(ds[0].Message, 0, ds[0].Epoch, message.Delivered)
+				if i > 0 {
+					s.Outcome, s.Recipient.DueAt, s.Recipient.Attempts, s.Signature = message.None, time.Now().Add(time.Hour), 1, kept
+				}
+				settle[node] = append(settle[node], s)
+			}
+		}
+		began := time.Now()
+		var nodes sync.WaitGroup
+		for node, list := range settle {
+			nodes.Go(func() {
+				if lost, err := node.Settle(t.Context(), list); len(lost) > 0 || err != nil {
+					t.Errorf("lost %v, %v", lost, err)
+				}
+			})
+		}
+		nodes.Wait()
+		if took := time.Since(began); took > 900*time.Millisecond { // deadlock_timeout is a second
+			t.Fatalf("to settle took %v", took)
+		}
 	}
 }
 

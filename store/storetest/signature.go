@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"bytes"
+	"encoding/json"
 	"reflect"
 	"testing"
 	"time"
@@ -50,7 +51,10 @@ func testSignature(t *testing.T, r *rig) {
 	d = r.wantSignature(t, m, nil)
 	r.settle(t, outcome(d.Message, 0, d.Epoch, message.Dropped), outcome(m, 1, epoch, message.Dropped))
 
-	code := r.message("a@example.net")
-	r.deferred(t, code, 0, r.put(t, true, code).Epoch, first)
-	r.wantSignature(t, code, nil)
+	code, filled := r.message("a@example.net"), r.marketing("a@example.net")
+	filled.Provided = map[string]message.Provided{"postmark": {Template: "sign-in", Variables: json.RawMessage(`{"code":"735914"}`)}}
+	for _, sealed := range []*message.Message{code, filled} {
+		r.deferred(t, sealed, 0, r.put(t, true, sealed).Epoch, first)
+		r.wantSignature(t, sealed, nil)
+	}
 }
