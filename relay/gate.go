@@ -4,14 +4,20 @@ import (
 	"container/list"
 	"context"
 	"sync"
+	"time"
 )
+
+// quiet is how long those who are first must have stayed away for what is kept for them to be free for others.
+const quiet = 2 * time.Second
 
 // gate lets a bounded number of goroutines through, those who are first before the others and each kind in order of
 // arrival. Go's scheduler has no priorities and an RSA signature holds a processor for a millisecond, so what must not
-// wait has to be let in first. Its limit may change at any time.
+// wait has to be let in first, and all that it does besides needs a processor too. Its limit may change at any time.
 type gate struct {
 	mu     sync.Mutex
 	limit  int
+	kept   int       // of limit, for those who are first, as long as they keep coming
+	came   time.Time // when the last of them did
 	used   int
 	first  list.List // of chan struct{}
 	others list.List
@@ -34,8 +40,9 @@ func (g *gate) queue(first bool) *ticket {
 	t := &ticket{gate: g, in: make(chan struct{}), line: &g.others}
 	if first {
 		t.line = &g.first
+		g.came = time.Now()
 	}
-	if g.free() {
+	if g.free(first) {
 		g.used++
 		close(t.in)
 	} else {
@@ -97,7 +104,7 @@ func (g *gate) enter(ctx context.Context, first bool) error { return g.queue(fir
 func (g *gate) tryEnter() *ticket {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.free() {
+	if !g.free(false) {
 		return nil
 	}
 	g.used++
@@ -110,11 +117,21 @@ func (g *gate) tryEnter() *ticket {
 func (g *gate) full() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return !g.free()
+	return !g.free(false)
 }
 
 // free reports room that nobody waits for. mu is held.
-func (g *gate) free() bool { return g.used < g.limit && g.first.Len() == 0 && g.others.Len() == 0 }
+func (g *gate) free(first bool) bool {
+	return g.used < g.room(first) && g.first.Len() == 0 && (first || g.others.Len() == 0)
+}
+
+// room returns how many may be in for another to be let in. mu is held.
+func (g *gate) room(first bool) int {
+	if first || g.kept == 0 || time.Since(g.came) > quiet {
+		return g.limit
+	}
+	return g.limit - g.kept
+}
 
 // leave gives a place back.
 func (g *gate) leave() {
@@ -141,12 +158,12 @@ func (g *gate) load() (used, limit int) {
 
 // admit lets in as many as there is room for. mu is held.
 func (g *gate) admit() {
-	for g.used < g.limit {
+	for {
 		q := &g.first
 		if q.Len() == 0 {
 			q = &g.others
 		}
-		if q.Len() == 0 {
+		if q.Len() == 0 || g.used >= g.room(q == &g.first) {
 			return
 		}
 		close(q.Remove(q.Front()).(chan struct{}))

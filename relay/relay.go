@@ -66,6 +66,7 @@ func newRelay(o Options, connect connector) (*Relay, error) {
 	}
 	r := &Relay{spool: o.Spool, log: o.Log, connect: connect, clock: newClock(), expiry: newExpiry(),
 		signing: newGate(max(2, runtime.GOMAXPROCS(0)-1))}
+	r.signing.kept = 1
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.swap(g)
 	return r, nil
