@@ -6,6 +6,8 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"gatepost/dkim"
 )
 
 // build is what the Go linker noted about this binary.
@@ -14,10 +16,11 @@ type build struct {
 	Go       string `json:"go"`
 	Revision string `json:"revision,omitempty"`
 	Modified bool   `json:"modified,omitempty"`
+	OpenSSL  string `json:"openssl,omitempty"` // that RSA signatures are made with; none in the usual build
 }
 
 func buildInfo() build {
-	b := build{Version: "unknown"}
+	b := build{Version: "unknown", OpenSSL: dkim.OpenSSL()}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return b
@@ -44,6 +47,9 @@ func (b build) String() string {
 	}
 	if b.Modified {
 		s += " with local changes"
+	}
+	if b.OpenSSL != "" {
+		s += ", signs with OpenSSL " + b.OpenSSL
 	}
 	return s
 }

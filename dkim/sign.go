@@ -67,7 +67,11 @@ func newKey(k config.DKIM, private crypto.Signer) (key, error) {
 	if err != nil {
 		return key{}, fmt.Errorf("encode the public key: %w", err)
 	}
-	return key{k.Selector, k.Domain, private, sha256.Sum256(append(der, k.Selector...))}, nil
+	signer, err := accelerated(private)
+	if err != nil {
+		return key{}, err
+	}
+	return key{k.Selector, k.Domain, signer, sha256.Sum256(append(der, k.Selector...))}, nil
 }
 
 // NewSigner reads the key files that keys name. The error joins a *config.Problem for every file that cannot be used.
