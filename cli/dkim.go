@@ -225,7 +225,7 @@ func readFile(name string) ([]byte, error) {
 	}
 	raw, err := os.ReadFile(name)
 	if err != nil {
-		return nil, notFound("name a file with a whole message in it, or - for standard input", "read message: %w", err)
+		return nil, notFound("name a file that is there, or - for standard input", "read the file: %w", err)
 	}
 	return raw, nil
 }

@@ -110,7 +110,8 @@ func (a *app) templatePreviewCmd() *cobra.Command {
 		Short: "Print a mail of a type as it would be sent, with sample values",
 		Long: `Print a mail of a type as it would be sent: subject, sender and the part in
 plain text, or one of the flags below. Its values are samples, or those of a
-file that has what an auth server would send (Logto's payload).`,
+file that has what an auth server would send (Logto's payload); so is a sender
+that no template names.`,
 		Example: "  gatepost template preview SignIn --locale ja --html >sign-in.html",
 		Args:    takes("type"),
 	}

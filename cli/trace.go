@@ -88,6 +88,9 @@ func printTrace(w io.Writer, t admin.Trace, now time.Time) error {
 func printTimeline(w io.Writer, id message.ID, t admin.Trace, now time.Time) error {
 	begin := id.Time().Local()
 	fmt.Fprintf(w, "message %s, stream %s, accepted %s\n", id, streamOf(id, t), begin.Format(time.DateTime))
+	if i := slices.IndexFunc(t.Events, func(e event.Event) bool { return e.Message == id && e.Data.Hook != "" }); i >= 0 {
+		fmt.Fprintf(w, "  ordered as %s through hook %s\n", t.Events[i].Data.Type, t.Events[i].Data.Hook)
+	}
 	for _, e := range t.Events {
 		if e.Message != id {
 			continue

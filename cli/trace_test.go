@@ -18,7 +18,7 @@ func TestATraceFitsATerminalAndTellsTheDayOnlyWhereItChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	begin := id.Time()
-	deferred := event.Data{Class: message.Temporary, Reply: "451 4.3.0 try later please", Local: "203.0.113.10",
+	deferred := event.Data{Hook: "logto", Type: "SignIn", Class: message.Temporary, Reply: "451 4.3.0 try later please", Local: "203.0.113.10",
 		Took: event.Millis(123456 * time.Microsecond), Total: event.Millis(26 * time.Hour), DueAt: begin.Add(30 * time.Hour)}
 	trace := admin.Trace{Events: []event.Event{
 		{At: begin, Kind: event.Accepted, Message: id, Stream: "auth"},
@@ -36,6 +36,9 @@ func TestATraceFitsATerminalAndTellsTheDayOnlyWhereItChanges(t *testing.T) {
 	later := begin.Add(26 * time.Hour).Local().Format(time.DateOnly)
 	if !strings.Contains(out.String(), "\n  "+begin.Local().Format("15:04:05.000")+"  accepted\n") || !strings.Contains(out.String(), "\n  "+later+" ") {
 		t.Errorf("the day should stand only before what happened on another one:\n%s", out.String())
+	}
+	if !strings.Contains(out.String(), "\n  ordered as SignIn through hook logto\n") {
+		t.Errorf("what the mail is for is not told:\n%s", out.String())
 	}
 }
 

@@ -111,7 +111,7 @@ func (t imported) files(locale, upstream string) ([]File, string) {
 	}
 	kept := t.Template + t.Alias
 	if kept != "" && upstream == "" {
-		return nil, fmt.Sprintf("%s was left out: it is the template %q of a provider; name the upstream that has it", kind, kept)
+		return nil, fmt.Sprintf("%s was left out: it is the template %q of a provider; name the upstream that has it with --upstream", kind, kept)
 	}
 	name := kind + "/" + locale
 	files := t.bodies(name)

@@ -114,7 +114,7 @@ func TestWhatIsNoConnectorIsNotImported(t *testing.T) {
 		}
 	}
 	if _, notes, err := compose.Import([]byte(imports["the config of the Postmark connector"].data), "en", ""); err == nil || len(notes) != 1 ||
-		notes[0] != `SignIn was left out: it is the template "sign-in" of a provider; name the upstream that has it` {
+		notes[0] != `SignIn was left out: it is the template "sign-in" of a provider; name the upstream that has it with --upstream` {
 		t.Errorf("a template of an upstream without name: %q, %v", notes, err)
 	}
 }

@@ -210,7 +210,9 @@ func (l *loader) file(all fs.FS, name string, tag language.Tag, file string) {
 		l.sources[name][tag] = s
 	}
 	if ext := path.Ext(file); ext == ".toml" {
-		s.about.override(l.parseSettings(document{l.at(file), content}))
+		d := document{l.at(file), content}
+		s.about.override(l.parseSettings(d))
+		l.checkPlaceholders(d)
 	} else {
 		if s.html.file == "" && s.text.file == "" { // what is built in goes as a whole: its parts say the same
 			s.html, s.text, s.about.preheader, s.linked = document{}, document{}, entry{}, nil

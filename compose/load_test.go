@@ -95,7 +95,7 @@ func TestWhatLooksLikeAMistakeInATemplateIsAWarning(t *testing.T) {
 	s := config.DefaultTemplates()
 	s.Dir = writeFiles(t, map[string]string{
 		"README.md": "x", "SignIn/en.html": "<body>{{ code }}\n{{ usr.name }}\n{{#if x}}{{{ code }}}{{ x-y }}", "SignIn/logo.png": "x", "SignIn/de.toml": "\nreply_to = 'Help {{ organization.name }}'", "SignIn/.en.html.swp": "x", "SignIn/en.html~": "x",
-		"Welcome/en.txt": "x", "Welcome/en.toml": "subject = 'x'", "Register/en.html": "<body>{{ code }}" + strings.Repeat("x", 101<<10),
+		"Welcome/en.txt": "x", "Welcome/en.toml": "subject = 'x {{ user.name'", "Register/en.html": "<body>{{ code }}" + strings.Repeat("x", 101<<10),
 	})
 	all, err := compose.Load(s, nil)
 	if err != nil {
@@ -110,6 +110,7 @@ func TestWhatLooksLikeAMistakeInATemplateIsAWarning(t *testing.T) {
 		"SignIn/en.html:3: {{ stands here as it is",
 		"SignIn/logo.png: is not used: templates are TYPE/LOCALE.html, .txt and .toml",
 		"Welcome: is a type of your own: only mail of exactly this type uses it",
+		"Welcome/en.toml:1: {{ stands here as it is",
 	}
 	if got := told(s.Dir, all.Warnings); !slices.Equal(got, want) {
 		t.Errorf("warned of\n  %s\nwant\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))

@@ -151,7 +151,7 @@ func (l *loader) checkPair(s *Stream, u *Upstream) {
 		l.bad(join("upstream", u.Name)+".tracking", "give marketing mail an upstream of its own", "%q is used by stream %q: links and opens of sign-in mail are never tracked", u.Name, s.Name)
 	}
 	if len(s.DKIM) > 0 && u.mapped() {
-		l.warn(path+".dkim", "have this service's own DKIM records in DNS, as docs/upstreams says", "is not used for upstream %q: %s builds the message anew and signs it itself", u.Name, u.Type)
+		l.warn(path+".dkim", "have this service's own DKIM records in DNS, as docs/upstreams.md says; take dkim out where no upstream of the route signs here", "is not used for upstream %q: %s builds the message anew and signs it itself", u.Name, u.Type)
 	} else if len(s.DKIM) > 0 && u.DKIM != "sign" {
 		l.warn(path+".dkim", fmt.Sprintf(`set dkim = "sign" on [upstream.%s] if it should be`, u.Name), "is not used for upstream %q, whose dkim is %q", u.Name, u.DKIM)
 	}

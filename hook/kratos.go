@@ -75,8 +75,11 @@ func (k kratos) Parse(body []byte) ([]Mail, error) {
 func (k kratos) variables(r *kratosRequest, kind string) (map[string]any, error) {
 	secret := either(either(r.RecoveryCode, r.VerificationCode), either(text(r.Data, "login_code"), text(r.Data, "registration_code")))
 	secret = either(secret, either(text(r.Data, "recovery_code"), text(r.Data, "verification_code")))
-	if kind == noticeType || secret == "" {
+	switch {
+	case kind == noticeType:
 		return nil, invalid("subject", "or body is missing, and template_type %q needs them", clean(r.Template, 64))
+	case secret == "":
+		return nil, invalid("subject", "or body is missing, and so is the code in template_data that would do for template_type %q", clean(r.Template, 64))
 	}
 	v := map[string]any{"code": secret, "identity": r.Data["identity"]}
 	if link := either(r.RecoveryURL, r.VerificationURL); link != "" {

@@ -109,7 +109,7 @@ type HTTP struct {
 	places   *places
 	draining atomic.Bool
 	unbound  chan struct{}   // closed with the listener
-	turned   rate.Sometimes  // lines about requests of strangers: a flood must not fill the log
+	turned   rate.Sometimes  // lines about requests of strangers to no hook: a flood must not fill the log
 	life     context.Context // given to Accept: outlives callers and the stop signal, ends when connections are cut
 	cut      context.CancelFunc
 }
@@ -123,12 +123,16 @@ type httpSettings struct {
 	templates Templates
 }
 
+// strangers is how often the log tells of callers that have proved nothing.
+const strangers = 10 * time.Second
+
 // hooked is a hook with what belongs to it.
 type hooked struct {
 	*config.Hook
 	client  *config.Client
 	stream  *config.Stream
 	adapter hook.Adapter
+	turned  rate.Sometimes // lines about strangers that call it
 }
 
 // NewHTTP returns a door that is ready to Serve, once. Its error says what is wrong with the certificate.
@@ -140,7 +144,7 @@ func NewHTTP(o HTTPOptions) (*HTTP, error) {
 	if o.Connections == nil {
 		o.Connections = NewConnections(func(string) int { return 0 })
 	}
-	h := &HTTP{HTTPOptions: o, places: newPlaces(), unbound: make(chan struct{}), turned: rate.Sometimes{Interval: 10 * time.Second}}
+	h := &HTTP{HTTPOptions: o, places: newPlaces(), unbound: make(chan struct{}), turned: rate.Sometimes{Interval: strangers}}
 	apply, err := h.Reconfigure(o.Config, o.Config.Listen[o.Listen], o.Templates)
 	if err != nil {
 		return nil, err
@@ -170,7 +174,7 @@ func (h *HTTP) Reconfigure(cfg *config.Config, l *config.Listen, templates Templ
 	}
 	for name, c := range cfg.Hook {
 		if slices.Contains(l.Clients, c.Client) {
-			next.hooks[name] = &hooked{c, cfg.Client[c.Client], cfg.Stream[c.Stream], hook.New(c)}
+			next.hooks[name] = &hooked{c, cfg.Client[c.Client], cfg.Stream[c.Stream], hook.New(c), rate.Sometimes{Interval: strangers}}
 		}
 	}
 	next.native = next.natives()

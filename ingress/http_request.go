@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -44,6 +45,7 @@ type request struct {
 	remote netip.AddrPort
 	began  time.Time
 	hook   *hooked // nil while it is not known
+	named  *hooked // the one that the path names, of a caller that may have proved nothing
 	held   int64   // octets taken from the budget
 	counts bool    // as one of the client's
 	read   bool    // all of the body was
@@ -73,6 +75,7 @@ func strange(status int, text string, err error) *problem {
 var (
 	errGone       = errors.New("the caller left before the end of its request")
 	errSlow       = fail(http.StatusRequestTimeout, "The request came too slowly.", os.ErrDeadlineExceeded)
+	errNoHook     = errors.New("no hook of this listener's clients has this path")
 	errNoKey      = errors.New("the signing secrets cannot be read")
 	errHTTPMemory = &problem{hook.Answer{Status: http.StatusServiceUnavailable, Text: "Too much mail at once, please try again in a moment.", RetryAfter: tryAgain},
 		false, errors.New("limits.bytes_in_flight")}
@@ -166,14 +169,14 @@ func (q *request) admit() error {
 		// written otherwise than it must be: what stands between might read it otherwise
 	} else if name, ok := strings.CutPrefix(q.r.URL.Path, "/hooks/"); ok {
 		if h := q.set.hooks[name]; h != nil {
-			meant = []*hooked{h}
+			meant, q.named = []*hooked{h}, h
 		}
 	} else if q.r.URL.Path == "/v1/send" {
 		meant = q.set.native
 	}
 	switch {
 	case len(meant) == 0:
-		return strange(http.StatusNotFound, "There is nothing here.", nil)
+		return strange(http.StatusNotFound, "There is nothing here.", errNoHook)
 	case q.r.Method != http.MethodPost:
 		q.w.Header().Set("Allow", http.MethodPost)
 		return strange(http.StatusMethodNotAllowed, "Only POST is possible here.", nil)
@@ -390,7 +393,11 @@ func (q *request) log(p *problem, err error) {
 		level = slog.LevelError
 	case p.stranger:
 		level = slog.LevelDebug
-		q.door.turned.Do(func() { level = slog.LevelWarn })
+		turned := &q.door.turned
+		if q.named != nil { // who floods another path must not hide a caller with the wrong token
+			turned = &q.named.turned
+		}
+		turned.Do(func() { level = slog.LevelWarn })
 	case p.Status == http.StatusTooManyRequests: // the event tells
 		level = slog.LevelDebug
 	case p.Status == http.StatusUnprocessableEntity || errors.Is(err, errGone):
@@ -414,8 +421,8 @@ func (q *request) say(level slog.Level, what string, attrs ...slog.Attr) {
 		from = q.remote.String()
 	}
 	all := []slog.Attr{slog.String("listener", q.set.Name), slog.String("remote", from)}
-	if q.hook != nil {
-		all = append(all, slog.String("hook", q.hook.Name), slog.String("client", q.hook.Client))
+	if h := cmp.Or(q.hook, q.named); h != nil {
+		all = append(all, slog.String("hook", h.Name), slog.String("client", h.Client))
 	}
 	q.door.Log.LogAttrs(context.Background(), level, what, append(all, attrs...)...)
 }

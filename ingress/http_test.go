@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -293,6 +294,9 @@ func TestNothingButPOSTToAHookIsEverASuccess(t *testing.T) {
 			}
 		}
 	}
+	if !strings.Contains(d.log.String(), errNoHook.Error()) {
+		t.Error("the log does not tell that there is no such hook")
+	}
 	if n := len(d.caller.submissions()); n != 0 {
 		t.Errorf("%d mails were made", n)
 	}
@@ -366,6 +370,29 @@ func TestATokenIsTakenInEachOfItsForms(t *testing.T) {
 	}
 	if strings.Contains(d.log.String(), token) {
 		t.Errorf("the log has the token:\n%s", d.log)
+	}
+}
+
+func TestAFloodOfStrangersDoesNotHideACallerWithAWrongToken(t *testing.T) {
+	d := openHTTP(t, nil, nil)
+	for range 20 {
+		d.post(t, "/hooks/nobody", logtoBody)
+		d.post(t, "/hooks/logto", logtoBody, "Authorization", "Bearer x")
+		d.post(t, "/hooks/kratos", logtoBody, "Authorization", "Bearer x")
+	}
+	told := 0
+	for line := range strings.Lines(d.log.String()) {
+		if strings.Contains(line, "level=WARN") {
+			told++
+		}
+	}
+	if told != 3 {
+		t.Errorf("%d lines at level WARN, want one of each path:\n%s", told, d.log)
+	}
+	for _, name := range []string{"logto", "kratos"} {
+		if !regexp.MustCompile("level=WARN .*hook=" + name + " .*code=401").MatchString(d.log.String()) {
+			t.Errorf("the wrong token for hook %s is not told of", name)
+		}
 	}
 }
 

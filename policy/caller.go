@@ -88,5 +88,9 @@ func (p *Policy) Token(listener, client, token string) error {
 	case len(errs) > 0 && len(errs) == len(tokens):
 		return &reply.Error{Code: 454, Enhanced: "4.7.0", Text: "Tokens cannot be checked for now, please try again later", Err: errors.Join(errs...)}
 	}
-	return &reply.Error{Code: 535, Enhanced: "5.7.8", Text: "Authentication failed", Err: errors.Join(errs...)}
+	why := errors.New("the token is in no file of the client's token_files")
+	if token == "" {
+		why = errors.New("the request shows no token")
+	}
+	return &reply.Error{Code: 535, Enhanced: "5.7.8", Text: "Authentication failed", Err: errors.Join(append(errs, why)...)}
 }

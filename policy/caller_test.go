@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,6 +107,11 @@ func TestATokenIsReadWhenItIsNeededAndTwoAreGood(t *testing.T) {
 	check("none", "", 535)
 	write(second, "the third token")
 	check("the new one", "the third token", 0)
+	for token, want := range map[string]string{"": "shows no token", "x": "in no file of the client's token_files"} {
+		if err := p.Token("http", "near", token); !strings.Contains(err.Error(), want) {
+			t.Errorf("the log is told %q, want %q", err, want)
+		}
+	}
 	check("the one that it replaced", "the second token", 535)
 	os.Remove(first)
 	check("beside a file that is gone", "the third token", 0)

@@ -143,7 +143,7 @@ func (p *Policy) stream(c *client, h *header) (*config.Stream, []mailbox, error)
 	}
 	stream := p.domains.stream(authors[0].Domain)
 	if stream == nil || !slices.Contains(c.streams, stream) {
-		return nil, nil, reply.New(550, "5.7.1", "From domain %s belongs to no stream of client %q; use an address in %s (Logto: fromEmail)",
+		return nil, nil, reply.New(550, "5.7.1", "From domain %s belongs to no stream of client %q; use an address in %s",
 			clip(authors[0].Domain), c.name, c.allowed())
 	}
 	for _, a := range authors[1:] {
