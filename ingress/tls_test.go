@@ -266,6 +266,7 @@ func TestAHandshakeMayTakeFiveSeconds(t *testing.T) {
 				}
 				c.drip(strings.Repeat("\x16", 1), 1, time.Second)
 				start := time.Now()
+				synctest.Wait() // until the door has taken the connection
 				for d.count() > 0 {
 					time.Sleep(100 * time.Millisecond)
 				}
