@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -130,10 +131,11 @@ func FuzzDialogue(f *testing.F) {
 		if len(vs) != 1 || vs[0].Class == "" {
 			t.Fatalf("verdicts %+v", vs)
 		}
-		_, invited, tooMuch := answered(early, "250", "250", "354")
+		rest, invited, tooMuch := answered(early, "250", "250", "354")
 		_, taken, _ := answered(late, "250")
+		_, ahead, _ := answered(slices.Concat(rest, late), "250") // what dribbles in may come after the mail's end, and counts as its answer
 		switch class := vs[0].Class; {
-		case class == message.Accepted && !(invited && taken && committed):
+		case class == message.Accepted && !(invited && committed && (taken || split && ahead)):
 			t.Errorf("accepted on %q, %q", early, late)
 		case class == message.Accepted && !<-ended:
 			t.Error("accepted before its end")
