@@ -52,7 +52,7 @@ func (f *fakeRelay) Limit(client string, header []byte) int64 {
 	return 0
 }
 
-func (f *fakeRelay) Ready(client string) error {
+func (f *fakeRelay) Ready(client, _ string) error {
 	if f.ready != nil {
 		return f.ready(client)
 	}

@@ -20,8 +20,8 @@ type Acceptor interface {
 	// Offers reports whether AUTH is offered on listener.
 	Offers(listener string) bool
 	// Ready says whether client's mail would be taken now: nil, or a 4xx while disk, memory or every upstream is out.
-	// Asked at MAIL; cheap.
-	Ready(client string) error
+	// Asked at MAIL, whose reverse-path from is: it tells what kind of mail to make ready for. Cheap.
+	Ready(client, from string) error
 	// Limit returns how many octets a message of client may have, asked at MAIL, and, once its header is there, how many
 	// it may have in its stream; 0 means the listener's limit. header is nil at MAIL.
 	Limit(client string, header []byte) int64

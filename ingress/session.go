@@ -65,7 +65,7 @@ func (s *session) mail(from string, opts *smtp.MailOptions) (err error) {
 	if opts.Size > s.conn.limit(nil) {
 		return errTooBig
 	}
-	if err := s.smtp.Acceptor.Ready(s.conn.client); err != nil {
+	if err := s.smtp.Acceptor.Ready(s.conn.client, from); err != nil {
 		return err
 	}
 	s.open, s.from, s.utf8 = true, from, opts.UTF8

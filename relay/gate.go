@@ -7,17 +7,13 @@ import (
 	"time"
 )
 
-// quiet is how long those who are first must have stayed away for what is kept for them to be free for others.
-const quiet = 2 * time.Second
-
 // gate lets a bounded number of goroutines through, those who are first before the others and each kind in order of
-// arrival. Go's scheduler has no priorities and an RSA signature holds a processor for a millisecond, so what must not
-// wait has to be let in first, and all that it does besides needs a processor too. Its limit may change at any time.
+// arrival. Its limit may change at any time.
 type gate struct {
 	mu     sync.Mutex
 	limit  int
-	kept   int       // of limit, for those who are first, as long as they keep coming
-	came   time.Time // when the last of them did
+	kept   int       // of limit, not for the others while one who is first is on the way
+	keep   time.Time // until when that is so
 	used   int
 	first  list.List // of chan struct{}
 	others list.List
@@ -40,7 +36,6 @@ func (g *gate) queue(first bool) *ticket {
 	t := &ticket{gate: g, in: make(chan struct{}), line: &g.others}
 	if first {
 		t.line = &g.first
-		g.came = time.Now()
 	}
 	if g.free(first) {
 		g.used++
@@ -127,10 +122,24 @@ func (g *gate) free(first bool) bool {
 
 // room returns how many may be in for another to be let in. mu is held.
 func (g *gate) room(first bool) int {
-	if first || g.kept == 0 || time.Since(g.came) > quiet {
+	if first || g.kept == 0 || time.Now().After(g.keep) {
 		return g.limit
 	}
 	return g.limit - g.kept
+}
+
+// expect keeps what is kept for one who is first and will come before until.
+func (g *gate) expect(until time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.keep = until
+}
+
+// since returns how long ago the last of those who are first was expected.
+func (g *gate) since() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return time.Since(g.keep)
 }
 
 // leave gives a place back.

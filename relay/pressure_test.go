@@ -12,7 +12,7 @@ import (
 func TestACodeIsSignedAheadOfTheNewslettersThatWaitForIt(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g := newRig(t, nil)
-		signing := g.relay.signing
+		signing := g.relay.processors.gate
 		var places []*ticket
 		for p := signing.tryEnter(); p != nil; p = signing.tryEnter() {
 			places = append(places, p)

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -40,7 +39,7 @@ type Relay struct {
 	log        *slog.Logger
 	connect    connector
 	generation atomic.Pointer[Generation]
-	signing    *gate
+	processors processors // for those who sign
 	clock      *clock
 	pressure   pressure
 	expiry     *expiry
@@ -64,9 +63,7 @@ func newRelay(o Options, connect connector) (*Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Relay{spool: o.Spool, log: o.Log, connect: connect, clock: newClock(), expiry: newExpiry(),
-		signing: newGate(max(2, runtime.GOMAXPROCS(0)-1))}
-	r.signing.kept = 1
+	r := &Relay{spool: o.Spool, log: o.Log, connect: connect, clock: newClock(), expiry: newExpiry(), processors: newProcessors()}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.swap(g)
 	return r, nil
@@ -134,8 +131,11 @@ func (r *Relay) Limit(client string, header []byte) int64 {
 }
 
 // Ready implements ingress.Acceptor: nil if any stream of client would take mail now.
-func (r *Relay) Ready(client string) error {
+func (r *Relay) Ready(client, from string) error {
 	g := r.generation.Load()
+	if g.policy.ExpectsAuth(client, from) {
+		r.processors.expect()
+	}
 	err := error(reply.New(550, "5.7.1", "this client is not known"))
 	if c := g.config.Client[client]; c != nil {
 		for _, s := range c.Streams {
@@ -209,6 +209,9 @@ func (r *Relay) admit(g *Generation, s *message.Submission, now time.Time) (*mes
 	m, err := g.policy.Check(s, r.spool.NewID(), now)
 	if err != nil {
 		return nil, err
+	}
+	if m.Kind == message.Auth {
+		r.processors.expect()
 	}
 	p := g.plans[m.Stream]
 	if err := r.ready(p, m.HeaderFrom); err != nil {

@@ -266,7 +266,7 @@ func TestARouteThatIsDownRefusesNewCodesAtOnceAndRecoversByItself(t *testing.T) 
 		if err == nil || reply.Of(err).Code != 451 {
 			t.Fatalf("after 31 s of outage the client is told %v, want 451", err)
 		}
-		if err := g.relay.Ready("logto"); err == nil {
+		if err := g.relay.Ready("logto", ""); err == nil {
 			t.Error("MAIL is not refused early")
 		}
 		for _, s := range g.relay.Status() {

@@ -49,11 +49,10 @@ func (t *try) sign(ctx context.Context, h *hop, raw message.Raw) ([]byte, error)
 		return s.Fields, nil
 	}
 	hash := dkim.BodyHash(raw.Body())
-	if err := t.r.signing.enter(ctx, t.lane.kind == message.Auth); err != nil {
-		return nil, err
+	var fields []byte
+	if late := t.r.processors.sign(ctx, t.lane.kind, func() { fields, err = unsigned.Sign(hash) }); late != nil {
+		return nil, late
 	}
-	fields, err := unsigned.Sign(hash)
-	t.r.signing.leave()
 	if err != nil {
 		return nil, fmt.Errorf("sign for %s: %w", h.config.Name, err)
 	}

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"sync"
+	"time"
 )
 
 // Bounds of one commit, so that nobody waits long for others' mail, and of what may wait in memory.
@@ -15,6 +16,15 @@ const (
 	maxWaiting     = 64 << 20 // octets of mail that wait for a commit; auth may use all of it
 	maxWaitingRest = maxWaiting * 3 / 4
 	maxRecords     = 8192 // events that wait for a commit and that nobody waits for
+)
+
+// A commit costs as much as the work of several mails. So where jobs come in crowds, more of them share it: the next batch
+// begins a moment after the one before did, unless sign-in mail waits or there are plenty by then. Who sends one mail after
+// another makes no crowd, and does not wait.
+const (
+	crowd  = 3  // jobs in a batch
+	plenty = 32 // jobs that wait
+	moment = 4 * time.Millisecond
 )
 
 var (
@@ -62,9 +72,10 @@ type queue struct {
 	refuse  error // why nothing is taken now
 	closed  bool
 	ready   chan struct{} // holds a value when something was added
+	hurry   chan struct{} // … when what was added should not wait for more
 }
 
-func newQueue() *queue { return &queue{ready: make(chan struct{}, 1)} }
+func newQueue() *queue { return &queue{ready: make(chan struct{}, 1), hurry: make(chan struct{}, 1)} }
 
 // add queues j, or says why not; then j is not finished.
 func (q *queue) add(c class, j job) error {
@@ -85,6 +96,35 @@ func (q *queue) push(c class, j job, octets int) {
 		q.octets += octets
 	}
 	q.signal()
+	if q.hurries() {
+		signal(q.hurry)
+	}
+}
+
+// hurries reports whether the next batch should not wait for more. mu is held.
+func (q *queue) hurries() bool {
+	return q.closed || len(q.jobs[authPut]) > 0 || len(q.jobs[settlement])+len(q.jobs[rest])+len(q.jobs[bulk]) >= plenty
+}
+
+// gather waits until then, or until the next batch should not wait for more.
+func (q *queue) gather(until time.Time) {
+	q.mu.Lock()
+	select {
+	case <-q.hurry: // of the batch before
+	default:
+	}
+	hurries := q.hurries()
+	q.mu.Unlock()
+	d := time.Until(until)
+	if hurries || d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-q.hurry:
+	}
 }
 
 func (q *queue) admit(c class, j job, octets int) error {
@@ -156,9 +196,12 @@ func (q *queue) goOn(c class, j job) error {
 	return nil
 }
 
-func (q *queue) signal() {
+func (q *queue) signal() { signal(q.ready) }
+
+// signal leaves a value in c, where there is none yet.
+func signal(c chan struct{}) {
 	select {
-	case q.ready <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -268,6 +311,7 @@ func (q *queue) close() {
 	defer q.mu.Unlock()
 	q.closed = true
 	q.signal()
+	signal(q.hurry)
 }
 
 // isOver reports whether the queue is closed and nothing is on its way into it.

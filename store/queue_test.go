@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"gatepost/message"
 )
@@ -115,4 +117,77 @@ func (q *queue) isEmpty() bool {
 		}
 	}
 	return true
+}
+
+func TestACrowdSharesACommitAndSignInMailDoesNotWaitForIt(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		class class
+		jobs  int
+		close bool
+		want  time.Duration
+	}{
+		"a few":          {rest, plenty - 1, false, moment},
+		"settlements":    {settlement, plenty - 1, false, moment},
+		"nothing":        {rest, 0, false, moment},
+		"plenty":         {rest, plenty, false, moment / 4},
+		"sign-in mail":   {authPut, 1, false, moment / 4},
+		"a store's end":  {rest, 1, true, moment / 4},
+		"all of it late": {authPut, 1, true, moment / 4},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			q := newQueue()
+			began := time.Now()
+			time.AfterFunc(moment/4, func() {
+				for range c.jobs {
+					q.add(c.class, &filler{"", 1, 10})
+				}
+				if c.close {
+					q.close()
+				}
+			})
+			q.gather(began.Add(moment))
+			if took := time.Since(began); took != c.want {
+				t.Errorf("%s: the batch begins after %v, want %v", name, took, c.want)
+			}
+			began = time.Now()
+			q.gather(began.Add(moment))
+			if took, waits := time.Since(began), c.want == moment; (took > 0) != waits {
+				t.Errorf("%s: what is there already waits %v", name, took)
+			}
+		})
+	}
+}
+
+func TestOnlyACrowdWaitsForMore(t *testing.T) {
+	t.Parallel()
+	for jobs, waits := range map[int]bool{1: false, crowd - 1: false, crowd: true} {
+		synctest.Test(t, func(t *testing.T) {
+			gate := make(chan struct{})
+			s := openTest(t, Options{Dir: t.TempDir()}, func(s *Store) {
+				s.writer.commit = func(db database) error { <-gate; return commitTx(db) }
+			})
+			defer s.Close(t.Context())
+			defer close(gate)
+			news := func() Write { return s.Put([]*message.Message{newMessage(s, message.Marketing, 0)}, false) }
+			first := news()
+			synctest.Wait() // it is being committed, so what comes now is a batch
+			var batch []Write
+			for range jobs {
+				batch = append(batch, news())
+			}
+			gate <- struct{}{}
+			<-first.Done()
+			gate <- struct{}{}
+			for _, w := range batch {
+				<-w.Done()
+			}
+			began := time.Now()
+			news()
+			gate <- struct{}{}
+			if waited := time.Since(began); (waited > 0) != waits || waited > moment {
+				t.Errorf("after a batch of %d the next begins %v later", jobs, waited)
+			}
+		})
+	}
 }

@@ -65,8 +65,13 @@ func (w *writer) run() {
 	defer close(w.stopped)
 	planned := time.Now().Add(idleAfter)
 	due := planned
+	var next time.Time // batch begins, but in a hurry
 	for {
+		w.queue.gather(next)
 		batch := w.queue.take()
+		if next = (time.Time{}); len(batch) >= crowd {
+			next = time.Now().Add(moment)
+		}
 		if len(batch) > 0 {
 			w.write(batch)
 			due = w.upkeepDue(planned)
