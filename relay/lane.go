@@ -22,7 +22,7 @@ const ahead = 3
 
 // patience is how long new mail waits for room, or for the end of a small backlog, before it is put unowned. Upstreams that
 // keep up with the senders make room sooner, and then a burst is no backlog, which costs more for each mail.
-const patience = 50 * time.Millisecond
+const patience = 150 * time.Millisecond
 
 // unknown is how many messages a backlog is taken to have that was there before.
 const unknown = math.MaxInt32

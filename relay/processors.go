@@ -17,7 +17,7 @@ const (
 	// lately is how long after the last such sign the next sign-in mail may come any moment. Then each of the others takes a
 	// breath before it signs: while all processors always have something to run, Go looks at the network, and notices that
 	// a client has connected, only every 10 ms.
-	lately = time.Second
+	lately = 500 * time.Millisecond
 	breath = 250 * time.Microsecond
 )
 
