@@ -37,13 +37,13 @@ type smtpUpstream struct {
 	leaving  sync.WaitGroup // what is done beside: QUIT, NOOP, spares
 
 	mu      sync.Mutex
-	live    map[*smtpConn]bool // all that are logged in
-	pool    []*smtpConn        // those of them that wait for a mail
-	wants   []*want            // mails that wait for one
-	making  int                // that are being opened for mail
-	coming  int                // spares that are being opened
-	ending  map[*smtpConn]bool // that were told QUIT
-	absence absence            // of spares
+	live    map[*smtpConn]bool          // all that are logged in
+	pool    []*smtpConn                 // those of them that wait for a mail
+	wants   []*want                     // mails that wait for one
+	making  int                         // that are being opened for mail
+	coming  int                         // spares that are being opened
+	ending  map[*smtpConn]chan struct{} // that were told QUIT; closed once they have gone
+	absence absence                     // of spares
 	habits  habits
 	closed  bool // Close has had its end: nothing is kept or quit politely
 }
@@ -64,7 +64,7 @@ func newSMTPOver(c *config.Upstream, hostname string, dial func(ctx context.Cont
 		slots:  newSlots(c.Connections, c.Rate, lanes),
 		chunks: newChunking(c.Chunking),
 		live:   map[*smtpConn]bool{},
-		ending: map[*smtpConn]bool{},
+		ending: map[*smtpConn]chan struct{}{},
 	}
 	u.closing, u.shut = context.WithCancel(context.Background())
 	return u, nil
@@ -199,23 +199,43 @@ func (u *smtpUpstream) connect(ctx context.Context) (*smtpConn, error) {
 // count returns how many connections the host may see. mu is held.
 func (u *smtpUpstream) count() int { return len(u.live) + u.making + u.coming + len(u.ending) }
 
-// makeRoom closes connections that wait for the answer to QUIT where one that is being made would be one too many.
-func (u *smtpUpstream) makeRoom() {
+// makeRoom waits, where a connection that is to be made would be one too many, for those that were told QUIT: until it has
+// read that, the host counts them. One that it does not close soon is closed here.
+func (u *smtpUpstream) makeRoom(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, roomTime)
+	defer cancel()
 	limit, _ := u.slots.room()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for c := range u.ending {
-		if u.count() <= limit {
+	for {
+		c, gone := u.inTheWay(limit)
+		if c == nil {
 			return
 		}
-		c.tcp.Close()
-		delete(u.ending, c)
+		select {
+		case <-gone:
+		case <-ctx.Done():
+			u.mu.Lock()
+			c.tcp.Close()
+			delete(u.ending, c)
+			u.mu.Unlock()
+		}
 	}
+}
+
+// inTheWay returns a connection that was told QUIT where there are more than limit, and what tells that it has gone.
+func (u *smtpUpstream) inTheWay(limit int) (*smtpConn, <-chan struct{}) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.count() > limit {
+		for c, gone := range u.ending {
+			return c, gone
+		}
+	}
+	return nil, nil
 }
 
 // newConn is connect for who counts for himself.
 func (u *smtpUpstream) newConn(ctx context.Context) (*smtpConn, error) {
-	u.makeRoom()
+	u.makeRoom(ctx)
 	dialing, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
 	defer context.AfterFunc(u.closing, cancel)()
@@ -342,8 +362,10 @@ func (u *smtpUpstream) quit(c *smtpConn) {
 		c.tcp.Close()
 		return
 	}
-	u.ending[c] = true
+	gone := make(chan struct{})
+	u.ending[c] = gone
 	u.leaving.Go(func() {
+		defer close(gone)
 		c.quit()
 		u.mu.Lock()
 		defer u.mu.Unlock()

@@ -18,8 +18,10 @@ import (
 )
 
 const (
-	connectTime = 30 * time.Second // connect, banner, TLS and login, at most
-	quitTime    = time.Second      // what a host gets to answer QUIT
+	connectTime = 30 * time.Second       // connect, banner, TLS and login, at most
+	quitTime    = time.Second            // what a host gets to answer QUIT
+	closeTime   = 50 * time.Millisecond  // … and to close the connection then
+	roomTime    = 250 * time.Millisecond // … both, where a mail waits for another connection
 	sendBuffer  = 16 << 10
 )
 
@@ -256,8 +258,11 @@ func (c *smtpConn) local() string {
 // quit ends the connection as RFC 5321 §4.1.1.10 asks, but does not wait for long.
 func (c *smtpConn) quit() {
 	c.tcp.SetDeadline(time.Now().Add(quitTime))
+	if _, err := c.command("QUIT"); err == nil {
+		c.tcp.SetDeadline(time.Now().Add(closeTime))
+		c.br.ReadByte() // the host closes first, and has stopped counting us then
+	}
 	// Whatever the answer, the connection ends here.
-	c.command("QUIT")
 	c.conn.Close()
 	c.tcp.Close()
 }

@@ -87,6 +87,7 @@ type Host struct {
 	listener net.Listener
 	conns    map[net.Conn]bool
 	accepted int
+	most     int // connections at once
 	peers    []netip.AddrPort
 	seen     []Step
 	mails    []Mail
@@ -217,6 +218,7 @@ func (h *Host) serve(conn net.Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.conns[conn] = true
+	h.most = max(h.most, len(h.conns))
 	h.accepted++
 	peer := peerOf(conn)
 	h.peers = append(h.peers, peer)
@@ -322,6 +324,13 @@ func (h *Host) Connections() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.conns)
+}
+
+// Most returns how many connections were open at once, at most.
+func (h *Host) Most() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.most
 }
 
 // Accepted returns how many connections there have been.
