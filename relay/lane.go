@@ -21,8 +21,12 @@ const claimBytes = 8 << 20
 const ahead = 3
 
 // patience is how long new mail waits for room, or for the end of a small backlog, before it is put unowned. Upstreams that
-// keep up with the senders make room sooner, and then a burst is no backlog, which costs more for each mail.
-const patience = 150 * time.Millisecond
+// keep up with the senders make room sooner, and then a burst is no backlog, which costs more for each mail. Where what is
+// short is processors, that cost is what matters, and mail waits for longer.
+const (
+	patience     = 50 * time.Millisecond
+	patienceBusy = 150 * time.Millisecond
+)
 
 // unknown is how many messages a backlog is taken to have that was there before.
 const unknown = math.MaxInt32
@@ -184,7 +188,11 @@ func (l *lane) take(t *try) bool {
 			return ok
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	wait := patience
+	if t.r.processors.gate.full() {
+		wait = patienceBusy
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
 	if l.line.enter(ctx, false) != nil {
 		return false
