@@ -36,16 +36,18 @@ type smtpUpstream struct {
 	shut     context.CancelFunc
 	leaving  sync.WaitGroup // what is done beside: QUIT, NOOP, spares
 
-	mu      sync.Mutex
-	live    map[*smtpConn]bool          // all that are logged in
-	pool    []*smtpConn                 // those of them that wait for a mail
-	wants   []*want                     // mails that wait for one
-	making  int                         // that are being opened for mail
-	coming  int                         // spares that are being opened
-	ending  map[*smtpConn]chan struct{} // that were told QUIT; closed once they have gone
-	absence absence                     // of spares
-	habits  habits
-	closed  bool // Close has had its end: nothing is kept or quit politely
+	mu       sync.Mutex
+	live     map[*smtpConn]bool      // all that are logged in
+	pool     []*smtpConn             // those of them that wait for a mail
+	wants    []*want                 // mails that wait for one
+	making   int                     // that are being opened for mail
+	coming   int                     // spares that are being opened
+	dialing int                     // of both, those that the host may see
+	ending   map[*smtpConn]time.Time // that were told QUIT, and when
+	gone     chan struct{}           // closed, and another put in its place, when the host sees one less
+	absence  absence                 // of spares
+	habits   habits
+	closed   bool // Close has had its end: nothing is kept or quit politely
 }
 
 func newSMTP(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) (*smtpUpstream, error) {
@@ -64,7 +66,8 @@ func newSMTPOver(c *config.Upstream, hostname string, dial func(ctx context.Cont
 		slots:  newSlots(c.Connections, c.Rate, lanes),
 		chunks: newChunking(c.Chunking),
 		live:   map[*smtpConn]bool{},
-		ending: map[*smtpConn]chan struct{}{},
+		ending: map[*smtpConn]time.Time{},
+		gone:   make(chan struct{}),
 	}
 	u.closing, u.shut = context.WithCancel(context.Background())
 	return u, nil
@@ -183,10 +186,10 @@ func (u *smtpUpstream) pop(ctx context.Context, lane string) (*smtpConn, *want) 
 	return c, nil
 }
 
-// connect returns a new connection for mail, logged in; it was counted as being made. Its error is *Paused, ctx's own,
-// or errClosed.
-func (u *smtpUpstream) connect(ctx context.Context) (*smtpConn, error) {
-	c, err := u.newConn(ctx)
+// connect returns a new connection for mail of lane, logged in; it was counted as being made. Its error is *Paused, ctx's
+// own, or errClosed.
+func (u *smtpUpstream) connect(ctx context.Context, lane string) (*smtpConn, error) {
+	c, err := u.newConn(ctx, lane)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.making--
@@ -199,55 +202,15 @@ func (u *smtpUpstream) connect(ctx context.Context) (*smtpConn, error) {
 // count returns how many connections the host may see. mu is held.
 func (u *smtpUpstream) count() int { return len(u.live) + u.making + u.coming + len(u.ending) }
 
-// makeRoom waits, where a connection that is to be made would be one too many, for those that were told QUIT: until it has
-// read that, the host counts them. One that it does not close soon is closed here.
-func (u *smtpUpstream) makeRoom(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, roomTime)
-	defer cancel()
-	limit, _ := u.slots.room()
-	for {
-		c, gone := u.inTheWay(limit)
-		if c == nil {
-			return
-		}
-		select {
-		case <-gone:
-		case <-ctx.Done():
-			u.mu.Lock()
-			c.tcp.Close()
-			delete(u.ending, c)
-			u.mu.Unlock()
-		}
-	}
-}
-
-// inTheWay returns a connection that was told QUIT where there are more than limit, and what tells that it has gone.
-func (u *smtpUpstream) inTheWay(limit int) (*smtpConn, <-chan struct{}) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.count() > limit {
-		for c, gone := range u.ending {
-			return c, gone
-		}
-	}
-	return nil, nil
-}
-
 // newConn is connect for who counts for himself.
-func (u *smtpUpstream) newConn(ctx context.Context) (*smtpConn, error) {
-	u.makeRoom(ctx)
+func (u *smtpUpstream) newConn(ctx context.Context, lane string) (*smtpConn, error) {
 	dialing, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
 	defer context.AfterFunc(u.closing, cancel)()
-	c, err := u.login(dialing)
-	if err == nil && u.admit(c) {
-		return c, nil
-	}
-	if err == nil {
-		c.tcp.Close()
-		return nil, errClosed
-	}
+	c, err := u.enter(dialing, lane)
 	switch {
+	case err == nil:
+		return c, nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case u.closing.Err() != nil:
@@ -256,6 +219,27 @@ func (u *smtpUpstream) newConn(ctx context.Context) (*smtpConn, error) {
 		return nil, &Paused{Verdict: upstreamDown(message.Temporary, fmt.Sprintf("%s: not connected and logged in within %v", u.cfg.Address, connectTime))}
 	}
 	return nil, err
+}
+
+// enter logs in, once there is room, and counts the connection among the live, unless the upstream has closed meanwhile.
+func (u *smtpUpstream) enter(ctx context.Context, lane string) (*smtpConn, error) {
+	if err := u.makeRoom(ctx, lane); err != nil {
+		return nil, err
+	}
+	c, err := u.login(ctx)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.dialing--
+	if err == nil && u.closed {
+		c.tcp.Close()
+		err = errClosed
+	}
+	if err != nil {
+		u.oneLess()
+		return nil, err
+	}
+	u.live[c] = true
+	return c, nil
 }
 
 // login connects and makes the connection ready for mail.
@@ -278,17 +262,6 @@ func (u *smtpUpstream) login(ctx context.Context) (*smtpConn, error) {
 	return c, nil
 }
 
-// admit counts c among the live, unless the upstream has closed meanwhile.
-func (u *smtpUpstream) admit(c *smtpConn) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.closed {
-		return false
-	}
-	u.live[c] = true
-	return true
-}
-
 // kill closes c at once.
 func (u *smtpUpstream) kill(c *smtpConn) {
 	u.mu.Lock()
@@ -301,15 +274,16 @@ func (u *smtpUpstream) end(c *smtpConn) {
 	c.broken = true
 	c.tcp.Close()
 	delete(u.live, c)
+	u.oneLess()
 }
 
-// replace closes c and returns a new connection in its place, with connect's error.
-func (u *smtpUpstream) replace(ctx context.Context, c *smtpConn) (*smtpConn, error) {
+// replace closes c and returns a new connection in its place, for mail of lane, with connect's error.
+func (u *smtpUpstream) replace(ctx context.Context, c *smtpConn, lane string) (*smtpConn, error) {
 	u.mu.Lock()
 	u.end(c)
 	u.making++
 	u.mu.Unlock()
-	return u.connect(ctx)
+	return u.connect(ctx, lane)
 }
 
 // checkIn takes c back into the pool, or ends it where it is broken, old or not wanted any more.
@@ -353,24 +327,6 @@ func (u *smtpUpstream) remove(c *smtpConn) bool {
 	}
 	u.pool = slices.Delete(u.pool, i, i+1)
 	return true
-}
-
-// quit ends c politely, beside the caller, who holds the lock.
-func (u *smtpUpstream) quit(c *smtpConn) {
-	delete(u.live, c)
-	if u.closed {
-		c.tcp.Close()
-		return
-	}
-	gone := make(chan struct{})
-	u.ending[c] = gone
-	u.leaving.Go(func() {
-		defer close(gone)
-		c.quit()
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		delete(u.ending, c)
-	})
 }
 
 // Close implements Upstream. Its error is ctx's, where slots were still in use when it ended.

@@ -18,10 +18,9 @@ import (
 )
 
 const (
-	connectTime = 30 * time.Second       // connect, banner, TLS and login, at most
-	quitTime    = time.Second            // what a host gets to answer QUIT
-	closeTime   = 50 * time.Millisecond  // … and to close the connection then
-	roomTime    = 250 * time.Millisecond // … both, where a mail waits for another connection
+	connectTime = 30 * time.Second      // connect, banner, TLS and login, at most
+	quitTime    = time.Second           // what a host gets to answer QUIT
+	closeTime   = 50 * time.Millisecond // … and to close the connection then
 	sendBuffer  = 16 << 10
 )
 

@@ -141,7 +141,7 @@ func (s *smtpSlot) reconnectSoon(ctx context.Context) error {
 
 // reconnect replaces the connection by a new one, which must offer the same.
 func (s *smtpSlot) reconnect(ctx context.Context) error {
-	c, err := s.upstream.replace(ctx, s.conn)
+	c, err := s.upstream.replace(ctx, s.conn, s.lane)
 	if err != nil {
 		return err
 	}

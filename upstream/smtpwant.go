@@ -44,7 +44,7 @@ func (u *smtpUpstream) await(ctx context.Context, w *want) (*smtpConn, error) {
 func (u *smtpUpstream) make(w *want) {
 	defer close(w.made)
 	defer w.cancel()
-	c, err := u.newConn(w.ctx)
+	c, err := u.newConn(w.ctx, w.lane)
 	if u.deliver(w, c, err) {
 		return
 	}

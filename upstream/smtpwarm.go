@@ -95,7 +95,7 @@ func (u *smtpUpstream) openSpare() {
 // open connects and puts the connection into the pool. Where that fails nobody waits for it: the next mail finds out for
 // itself.
 func (u *smtpUpstream) open(ctx context.Context) {
-	c, err := u.newConn(ctx)
+	c, err := u.newConn(ctx, "")
 	if err != nil {
 		u.crowded(err)
 		p, told := errors.AsType[*Paused](err)

@@ -306,31 +306,3 @@ func TestMarketingThatWaitsEndsNoSpareOfSignInMail(t *testing.T) {
 		}
 	})
 }
-
-func TestConnectionsThatAreReplacedAtOnceAreNeverTooManyForTheHost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const limit = 8
-		h, u := warmBubble(t, limit, upstreamtest.HostOptions{}, authLane, bulkLane)
-		h.Script(func(s upstreamtest.Step) upstreamtest.Action {
-			if s.Verb == "QUIT" {
-				return upstreamtest.Action{Delay: 40 * time.Millisecond} // its round trip
-			}
-			return upstreamtest.Action{}
-		})
-		var lanes sync.WaitGroup
-		for range limit {
-			lanes.Go(func() {
-				for range 3 * upstream.MaxMails { // all of them come to their end together
-					wantClasses(t, send(t, u, envelope()), message.Accepted)
-				}
-			})
-		}
-		lanes.Wait()
-		if n := h.Most(); n > limit {
-			t.Errorf("%d connections at once, want at most %d", n, limit)
-		}
-		if n := h.Accepted(); n < 3*limit {
-			t.Errorf("%d connections in all, want each to be replaced", n)
-		}
-	})
-}
