@@ -15,34 +15,35 @@ type gate struct {
 	kept   int       // of limit, not for the others while one who is first is on the way
 	keep   time.Time // until when that is so
 	used   int
-	first  list.List // of chan struct{}
+	rest   int       // of used, by others
+	first  list.List // of *ticket
 	others list.List
+	crowd  time.Time // when somebody last came who found all in use
 }
 
 func newGate(limit int) *gate { return &gate{limit: limit} }
 
-// ticket is a place in the line before a gate.
+// ticket is a place in the line before a gate, and then inside.
 type ticket struct {
-	gate *gate
-	in   chan struct{} // closed when let in
-	line *list.List
-	at   *list.Element // nil for who was let in at once
+	gate  *gate
+	first bool
+	in    chan struct{} // closed when let in
+	at    *list.Element // in line; nil for who was let in at once
 }
 
 // queue gets in line, and inside at once where there is room. Whoever has a ticket must wait on it.
 func (g *gate) queue(first bool) *ticket {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	t := &ticket{gate: g, in: make(chan struct{}), line: &g.others}
-	if first {
-		t.line = &g.first
-	}
+	t := &ticket{gate: g, first: first, in: make(chan struct{})}
 	if g.free(first) {
-		g.used++
-		close(t.in)
-	} else {
-		t.at = t.line.PushBack(t.in)
+		g.letIn(t)
+		return t
 	}
+	if g.used >= g.limit {
+		g.crowd = time.Now()
+	}
+	t.at = g.line(first).PushBack(t)
 	return t
 }
 
@@ -62,10 +63,9 @@ func (t *ticket) wait(ctx context.Context) error {
 	defer t.gate.mu.Unlock()
 	select {
 	case <-t.in: // at the same moment
-		t.gate.used--
-		t.gate.admit()
+		t.gate.letOut(t)
 	default:
-		t.line.Remove(t.at)
+		t.gate.line(t.first).Remove(t.at)
 	}
 	return context.Cause(ctx)
 }
@@ -81,7 +81,11 @@ func (t *ticket) isIn() bool {
 }
 
 // leave gives back the place that t got.
-func (t *ticket) leave() { t.gate.leave() }
+func (t *ticket) leave() {
+	t.gate.mu.Lock()
+	defer t.gate.mu.Unlock()
+	t.gate.letOut(t)
+}
 
 // drop gives up t: the place in line, or inside where it was let in already.
 func (t *ticket) drop() {
@@ -93,7 +97,13 @@ func (t *ticket) drop() {
 }
 
 // enter waits until there is room, or for ctx.
-func (g *gate) enter(ctx context.Context, first bool) error { return g.queue(first).wait(ctx) }
+func (g *gate) enter(ctx context.Context, first bool) (*ticket, error) {
+	t := g.queue(first)
+	if err := t.wait(ctx); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
 
 // tryEnter takes a place if one is free and nobody waits for it; else it returns nil.
 func (g *gate) tryEnter() *ticket {
@@ -102,9 +112,8 @@ func (g *gate) tryEnter() *ticket {
 	if !g.free(false) {
 		return nil
 	}
-	g.used++
 	t := &ticket{gate: g, in: make(chan struct{})}
-	close(t.in)
+	g.letIn(t)
 	return t
 }
 
@@ -115,17 +124,46 @@ func (g *gate) full() bool {
 	return !g.free(false)
 }
 
-// free reports room that nobody waits for. mu is held.
-func (g *gate) free(first bool) bool {
-	return g.used < g.room(first) && g.first.Len() == 0 && (first || g.others.Len() == 0)
+// crowded reports whether within the last d somebody came who found all in use.
+func (g *gate) crowded(d time.Duration) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return time.Since(g.crowd) < d
 }
 
-// room returns how many may be in for another to be let in. mu is held.
-func (g *gate) room(first bool) int {
-	if first || g.kept == 0 || time.Now().After(g.keep) {
-		return g.limit
+// line returns where those wait who are first, or the others. mu is held.
+func (g *gate) line(first bool) *list.List {
+	if first {
+		return &g.first
 	}
-	return g.limit - g.kept
+	return &g.others
+}
+
+// free reports room that nobody waits for. mu is held.
+func (g *gate) free(first bool) bool {
+	return g.first.Len() == 0 && (first || g.others.Len() == 0) && g.takes(first)
+}
+
+// takes reports whether one more may be in. mu is held.
+func (g *gate) takes(first bool) bool {
+	return g.used < g.limit && (first || g.kept == 0 || g.rest < g.limit-g.kept || time.Now().After(g.keep))
+}
+
+// letIn and letOut count t, with mu held.
+func (g *gate) letIn(t *ticket) {
+	g.used++
+	if !t.first {
+		g.rest++
+	}
+	close(t.in)
+}
+
+func (g *gate) letOut(t *ticket) {
+	g.used--
+	if !t.first {
+		g.rest--
+	}
+	g.admit()
 }
 
 // expect keeps what is kept for one who is first and will come before until.
@@ -140,14 +178,6 @@ func (g *gate) since() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return time.Since(g.keep)
-}
-
-// leave gives a place back.
-func (g *gate) leave() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.used--
-	g.admit()
 }
 
 // setLimit changes how many may be in at once. Those inside stay.
@@ -168,14 +198,11 @@ func (g *gate) load() (used, limit int) {
 // admit lets in as many as there is room for. mu is held.
 func (g *gate) admit() {
 	for {
-		q := &g.first
-		if q.Len() == 0 {
-			q = &g.others
-		}
-		if q.Len() == 0 || g.used >= g.room(q == &g.first) {
+		first := g.first.Len() > 0
+		line := g.line(first)
+		if line.Len() == 0 || !g.takes(first) {
 			return
 		}
-		close(q.Remove(q.Front()).(chan struct{}))
-		g.used++
+		g.letIn(line.Remove(line.Front()).(*ticket))
 	}
 }

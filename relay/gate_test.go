@@ -27,8 +27,8 @@ func BenchmarkGate(b *testing.B) {
 			b.SetParallelism(8)
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					if g.enter(context.Background(), false) == nil {
-						g.leave()
+					if place, err := g.enter(context.Background(), false); err == nil {
+						place.leave()
 					}
 				}
 			})

@@ -188,16 +188,13 @@ func (l *lane) take(t *try) bool {
 			return ok
 		}
 	}
-	wait := patience
-	if t.r.processors.gate.full() {
-		wait = patienceBusy
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	ctx, cancel := l.patience(t.r.processors)
 	defer cancel()
-	if l.line.enter(ctx, false) != nil {
+	place, err := l.line.enter(ctx, false)
+	if err != nil {
 		return false
 	}
-	defer l.line.leave()
+	defer place.leave()
 	for {
 		ok, wait := l.tryTake(t)
 		if !wait {
@@ -209,6 +206,17 @@ func (l *lane) take(t *try) bool {
 			return false
 		}
 	}
+}
+
+// patience ends when new mail has waited for room for long enough.
+func (l *lane) patience(p *processors) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(context.Background(), patienceBusy)
+	look := time.AfterFunc(patience, func() {
+		if l.kind == message.Auth || !p.short(patience) {
+			cancel()
+		}
+	})
+	return ctx, func() { look.Stop(); cancel() }
 }
 
 // tryTake is take at this moment; wait says that in a moment it may succeed.

@@ -86,12 +86,41 @@ func TestAClientWaitsNoLongerThanAMomentForRoomInALane(t *testing.T) {
 			senders.Go(func() {
 				began := time.Now()
 				g.newsletter()
-				if took := time.Since(began); took > patienceBusy {
-					t.Errorf("a mail was taken after %v, want %v at most", took, patienceBusy)
+				if took, commit := time.Since(began), 10*time.Millisecond; took > patience+commit {
+					t.Errorf("a mail was taken after %v, want %v at most", took, patience+commit)
 				}
 			})
 		}
 		senders.Wait()
+	})
+}
+
+func TestAClientWaitsLongerForRoomWhereProcessorsAreShortButNotWithACode(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, nil)
+		signing := g.relay.processors.gate
+		wait := func(kind message.Kind, d time.Duration) {
+			t.Helper()
+			began := time.Now()
+			ctx, cancel := (&lane{kind: kind}).patience(g.relay.processors)
+			defer cancel()
+			<-ctx.Done()
+			if took := time.Since(began); took != d {
+				t.Errorf("%v mail waited %v, want %v", kind, took, d)
+			}
+		}
+		wait(message.Marketing, patience)
+		var places []*ticket
+		for p := signing.tryEnter(); p != nil; p = signing.tryEnter() {
+			places = append(places, p)
+		}
+		for _, kind := range []message.Kind{message.Marketing, message.Auth} {
+			time.AfterFunc(patience/2, func() { signing.queue(false) })
+			wait(kind, map[message.Kind]time.Duration{message.Marketing: patienceBusy, message.Auth: patience}[kind])
+		}
+		for _, p := range places {
+			p.leave()
+		}
 	})
 }
 

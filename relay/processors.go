@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"runtime"
+	"sync"
 	"time"
 
 	"gatepost/message"
@@ -11,40 +12,78 @@ import (
 // A signature holds a processor for a millisecond, and neither Go's scheduler nor the system's knows which goroutine has
 // sign-in mail in its hands. So who signs marketing mail makes room:
 const (
-	// onTheWay is how long after each sign of a sign-in mail (MAIL, its end, its signature) the others sign one at a time.
+	// onTheWay is how long after each sign of a sign-in mail (MAIL, its end, its signature) the others leave keptFree
+	// processors, or all but one, to it.
 	onTheWay = 10 * time.Millisecond
+	keptFree = 3
 
-	// lately is how long after the last such sign the next sign-in mail may come any moment. Then each of the others takes a
+	// lately is how long after that the next sign-in mail may come any moment. Then each of the others takes a
 	// breath before it signs: while all processors always have something to run, Go looks at the network, and notices that
 	// a client has connected, only every 10 ms.
 	lately = 500 * time.Millisecond
 	breath = 250 * time.Microsecond
+
+	// announced is how many sign-in mails that were announced, by MAIL, may not have come. Then MAIL is no sign of one, for a
+	// second: a client that announces mail and sends none holds up nobody's for long.
+	announced = 16
 )
 
 // processors shares the processors between those who sign.
-type processors struct{ gate *gate }
+type processors struct {
+	gate *gate
 
-func newProcessors() processors {
+	mu       sync.Mutex
+	awaited  int       // sign-in mails that were announced and have not come
+	forgetAt time.Time // when they are forgotten
+}
+
+func newProcessors() *processors {
 	n := max(2, runtime.GOMAXPROCS(0))
-	p := processors{newGate(n)}
-	p.gate.kept = n - 1
+	p := &processors{gate: newGate(n)}
+	p.gate.kept = min(n-1, keptFree)
 	return p
 }
 
-// expect notes that sign-in mail is on its way.
-func (p processors) expect() { p.gate.expect(time.Now().Add(onTheWay)) }
+// announce notes that sign-in mail may be on its way, as MAIL tells.
+func (p *processors) announce() {
+	now := time.Now()
+	p.mu.Lock()
+	if now.After(p.forgetAt) {
+		p.awaited, p.forgetAt = 0, now.Add(time.Second)
+	}
+	p.awaited++
+	believed := p.awaited <= announced
+	p.mu.Unlock()
+	if believed {
+		p.expect()
+	}
+}
+
+// came notes that sign-in mail is here.
+func (p *processors) came() {
+	p.mu.Lock()
+	p.awaited = max(0, p.awaited-1)
+	p.mu.Unlock()
+	p.expect()
+}
+
+func (p *processors) expect() { p.gate.expect(time.Now().Add(onTheWay)) }
+
+// short reports whether all processors have been in use within the last d, so that mail waits for one.
+func (p *processors) short(d time.Duration) bool { return p.gate.crowded(d) }
 
 // sign runs do, which signs mail of kind, when it has its turn; sign-in mail goes first. It fails when ctx ends before.
-func (p processors) sign(ctx context.Context, kind message.Kind, do func()) error {
+func (p *processors) sign(ctx context.Context, kind message.Kind, do func()) error {
 	auth := kind == message.Auth
 	if auth {
 		p.expect()
 	}
-	if err := p.gate.enter(ctx, auth); err != nil {
+	place, err := p.gate.enter(ctx, auth)
+	if err != nil {
 		return err
 	}
-	defer p.gate.leave()
-	if !auth && p.gate.since() < lately {
+	defer place.leave()
+	if since := p.gate.since(); !auth && since >= 0 && since < lately {
 		time.Sleep(breath)
 	}
 	do()

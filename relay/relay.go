@@ -39,7 +39,7 @@ type Relay struct {
 	log        *slog.Logger
 	connect    connector
 	generation atomic.Pointer[Generation]
-	processors processors // for those who sign
+	processors *processors // for those who sign
 	clock      *clock
 	pressure   pressure
 	expiry     *expiry
@@ -133,13 +133,13 @@ func (r *Relay) Limit(client string, header []byte) int64 {
 // Ready implements ingress.Acceptor: nil if any stream of client would take mail now.
 func (r *Relay) Ready(client, from string) error {
 	g := r.generation.Load()
-	if g.policy.ExpectsAuth(client, from) {
-		r.processors.expect()
-	}
 	err := error(reply.New(550, "5.7.1", "this client is not known"))
 	if c := g.config.Client[client]; c != nil {
 		for _, s := range c.Streams {
 			if err = r.ready(g.plans[s], ""); err == nil {
+				if g.policy.ExpectsAuth(client, from) {
+					r.processors.announce()
+				}
 				return nil
 			}
 		}
@@ -210,15 +210,15 @@ func (r *Relay) admit(g *Generation, s *message.Submission, now time.Time) (*mes
 	if err != nil {
 		return nil, err
 	}
-	if m.Kind == message.Auth {
-		r.processors.expect()
-	}
 	p := g.plans[m.Stream]
 	if err := r.ready(p, m.HeaderFrom); err != nil {
 		return nil, err
 	}
 	if err := p.carriers(m); err != nil {
 		return nil, err
+	}
+	if m.Kind == message.Auth {
+		r.processors.came()
 	}
 	for i := range m.Recipients {
 		m.Recipients[i].Need = p.need

@@ -266,8 +266,11 @@ func TestARouteThatIsDownRefusesNewCodesAtOnceAndRecoversByItself(t *testing.T) 
 		if err == nil || reply.Of(err).Code != 451 {
 			t.Fatalf("after 31 s of outage the client is told %v, want 451", err)
 		}
-		if err := g.relay.Ready("logto", ""); err == nil {
+		if err := g.relay.Ready("logto", "no-reply@auth.example.com"); err == nil {
 			t.Error("MAIL is not refused early")
+		}
+		if g.relay.processors.gate.since() < 0 {
+			t.Error("mail that is not taken holds up newsletters")
 		}
 		for _, s := range g.relay.Status() {
 			if s.Refuses != (s.Lane == "auth") {
