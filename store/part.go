@@ -95,6 +95,8 @@ func (p *partJob) data() []byte {
 
 func (p *partJob) size() (messages, octets int) { return 0, len(p.data()) }
 
+func (p *partJob) urgent() bool { return p.put.class == authPut }
+
 func (p *partJob) apply(t *tx) error {
 	id := p.put.large[p.body].id
 	if err := t.db.change("INSERT INTO body_part(id, n, data) VALUES(?, ?, ?)", int64(id), p.n, p.data()); err != nil {

@@ -19,11 +19,12 @@ const (
 )
 
 // A commit costs as much as the work of several mails. So where jobs come in crowds, more of them share it: the next batch
-// begins a moment after the one before did, unless sign-in mail waits or there are plenty by then. Who sends one mail after
-// another makes no crowd, and does not wait.
+// begins a moment after the one before did, unless it hurries: something of sign-in mail waits, or there are plenty by
+// then. Where all who send do so one mail after another, and are no crowd, nobody waits.
 const (
 	crowd  = 3  // jobs in a batch
 	plenty = 32 // jobs that wait
+	enough = 16 // of them that settle: each holds a connection until it is durable
 	moment = 4 * time.Millisecond
 )
 
@@ -40,6 +41,17 @@ type job interface {
 	apply(t *tx) error
 	// finish tells whoever waits that it is durable, or why it is not.
 	finish(err error)
+}
+
+// urgent is a job that says itself whether it is one of sign-in mail, so that the next batch does not wait for others.
+type urgent interface {
+	job
+	urgent() bool
+}
+
+func isUrgent(c class, j job) bool {
+	u, ok := j.(urgent)
+	return c == authPut || ok && u.urgent()
 }
 
 // undoer is a job that must be taken back if the commit it was in failed but proves durable after all.
@@ -65,6 +77,7 @@ type queue struct {
 	jobs    [classes][]job
 	octets  int
 	records int
+	urgent  int   // jobs
 	large   int   // octets of large bodies on their way, of which one part at a time is queued
 	puts    int   // how many Puts these are of
 	skipped int   // batches in which the head of rest did not fit
@@ -95,6 +108,9 @@ func (q *queue) push(c class, j job, octets int) {
 	if c != bulk {
 		q.octets += octets
 	}
+	if isUrgent(c, j) {
+		q.urgent++
+	}
 	q.signal()
 	if q.hurries() {
 		signal(q.hurry)
@@ -103,7 +119,8 @@ func (q *queue) push(c class, j job, octets int) {
 
 // hurries reports whether the next batch should not wait for more. mu is held.
 func (q *queue) hurries() bool {
-	return q.closed || len(q.jobs[authPut]) > 0 || len(q.jobs[settlement])+len(q.jobs[rest])+len(q.jobs[bulk]) >= plenty
+	return q.closed || q.urgent > 0 || len(q.jobs[settlement]) >= enough ||
+		len(q.jobs[settlement])+len(q.jobs[rest])+len(q.jobs[bulk]) >= plenty
 }
 
 // gather waits until then, or until the next batch should not wait for more.
@@ -287,6 +304,9 @@ func (q *queue) moveHead(b *batch, c class) {
 	if r, ok := j.(*recordJob); ok {
 		q.records -= len(r.events)
 	}
+	if isUrgent(c, j) {
+		q.urgent--
+	}
 	q.jobs[c][0] = nil // the backing array must not keep a body alive
 	q.jobs[c] = q.jobs[c][1:]
 }
@@ -302,7 +322,7 @@ func (q *queue) stop(err error) (waiting []job) {
 		waiting = append(waiting, jobs...)
 		q.jobs[c] = nil
 	}
-	q.octets, q.records = 0, 0
+	q.octets, q.records, q.urgent = 0, 0, 0
 	return waiting
 }
 

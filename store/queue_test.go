@@ -121,26 +121,37 @@ func (q *queue) isEmpty() bool {
 
 func TestACrowdSharesACommitAndSignInMailDoesNotWaitForIt(t *testing.T) {
 	t.Parallel()
+	few := &filler{"", 1, 10}
+	settles := func(kind message.Kind) job {
+		return &settleJob{list: []message.Settlement{{Message: &message.Message{}}, {Message: &message.Message{Kind: kind}}}}
+	}
+	part := func(c class) job { return &partJob{put: &putJob{class: c, large: []*largeBody{{}}}} }
 	for name, c := range map[string]struct {
 		class class
 		jobs  int
+		job   job
 		close bool
 		want  time.Duration
 	}{
-		"a few":          {rest, plenty - 1, false, moment},
-		"settlements":    {settlement, plenty - 1, false, moment},
-		"nothing":        {rest, 0, false, moment},
-		"plenty":         {rest, plenty, false, moment / 4},
-		"sign-in mail":   {authPut, 1, false, moment / 4},
-		"a store's end":  {rest, 1, true, moment / 4},
-		"all of it late": {authPut, 1, true, moment / 4},
+		"a few":                  {rest, plenty - 1, few, false, moment},
+		"settlements":            {settlement, enough - 1, few, false, moment},
+		"many settlements":       {settlement, enough, few, false, moment / 4},
+		"nothing":                {rest, 0, few, false, moment},
+		"plenty":                 {rest, plenty, few, false, moment / 4},
+		"sign-in mail":           {authPut, 1, few, false, moment / 4},
+		"what became of a code":  {settlement, 1, settles(message.Auth), false, moment / 4},
+		"what became of others":  {settlement, 1, settles(message.Marketing), false, moment},
+		"a part of sign-in mail": {bulk, 1, part(authPut), false, moment / 4},
+		"a part of a newsletter": {bulk, 1, part(rest), false, moment},
+		"a store's end":          {rest, 1, few, true, moment / 4},
+		"all of it late":         {authPut, 1, few, true, moment / 4},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			q := newQueue()
 			began := time.Now()
 			time.AfterFunc(moment/4, func() {
 				for range c.jobs {
-					q.add(c.class, &filler{"", 1, 10})
+					q.add(c.class, c.job)
 				}
 				if c.close {
 					q.close()
@@ -154,6 +165,12 @@ func TestACrowdSharesACommitAndSignInMailDoesNotWaitForIt(t *testing.T) {
 			q.gather(began.Add(moment))
 			if took, waits := time.Since(began), c.want == moment; (took > 0) != waits {
 				t.Errorf("%s: what is there already waits %v", name, took)
+			}
+			for !q.isEmpty() {
+				q.take()
+			}
+			if q.urgent != 0 {
+				t.Errorf("%s: of an empty queue %d are urgent", name, q.urgent)
 			}
 		})
 	}

@@ -40,6 +40,11 @@ type settleJob struct {
 	lost    []message.RecipientID
 }
 
+// urgent implements urgent: a slot for sign-in mail comes free, and who waits for a refusal gets it.
+func (j *settleJob) urgent() bool {
+	return slices.ContainsFunc(j.list, func(s message.Settlement) bool { return s.Message.Kind == message.Auth })
+}
+
 // settleAll applies settlements and writes their records, queues their notifications, and returns the rows that were not ours.
 func (t *tx) settleAll(list []message.Settlement, records []record) (lost []message.RecipientID, err error) {
 	var queued *message.Message
