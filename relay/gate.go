@@ -18,7 +18,6 @@ type gate struct {
 	rest   int       // of used, by others
 	first  list.List // of *ticket
 	others list.List
-	crowd  time.Time // when somebody last came who found all in use
 }
 
 func newGate(limit int) *gate { return &gate{limit: limit} }
@@ -39,9 +38,6 @@ func (g *gate) queue(first bool) *ticket {
 	if g.free(first) {
 		g.letIn(t)
 		return t
-	}
-	if g.used >= g.limit {
-		g.crowd = time.Now()
 	}
 	t.at = g.line(first).PushBack(t)
 	return t
@@ -124,11 +120,11 @@ func (g *gate) full() bool {
 	return !g.free(false)
 }
 
-// crowded reports whether within the last d somebody came who found all in use.
-func (g *gate) crowded(d time.Duration) bool {
+// waiting returns how many wait of those who are not first.
+func (g *gate) waiting() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return time.Since(g.crowd) < d
+	return g.others.Len()
 }
 
 // line returns where those wait who are first, or the others. mu is held.

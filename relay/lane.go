@@ -21,11 +21,13 @@ const claimBytes = 8 << 20
 const ahead = 3
 
 // patience is how long new mail waits for room, or for the end of a small backlog, before it is put unowned. Upstreams that
-// keep up with the senders make room sooner, and then a burst is no backlog, which costs more for each mail. Where what is
-// short is processors, that cost is what matters, and mail waits for longer.
+// keep up with the senders make room sooner, and then a burst is no backlog, which costs more for each mail. Where mail goes
+// out fast that cost is what slows it down: there it waits for longer, if all who wait will have had their turn by then.
+// Sign-in mail does not.
 const (
 	patience     = 50 * time.Millisecond
-	patienceBusy = 150 * time.Millisecond
+	patienceLong = 3 * patience
+	fast         = 400 // messages a second
 )
 
 // unknown is how many messages a backlog is taken to have that was there before.
@@ -56,6 +58,7 @@ type lane struct {
 	cramped     bool                             // there was no room to claim anything
 	outstanding int                              // claimed or born-owned messages not yet settled or put back
 	octets      int64                            // of those
+	pace        pace                             // at which those end
 	waiting     map[message.ID]chan *reply.Error // clients that wait for the outcome of a first try
 }
 
@@ -188,7 +191,7 @@ func (l *lane) take(t *try) bool {
 			return ok
 		}
 	}
-	ctx, cancel := l.patience(t.r.processors)
+	ctx, cancel := l.patience()
 	defer cancel()
 	place, err := l.line.enter(ctx, false)
 	if err != nil {
@@ -209,14 +212,21 @@ func (l *lane) take(t *try) bool {
 }
 
 // patience ends when new mail has waited for room for long enough.
-func (l *lane) patience(p *processors) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(context.Background(), patienceBusy)
+func (l *lane) patience() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(context.Background(), patienceLong)
 	look := time.AfterFunc(patience, func() {
-		if l.kind == message.Auth || !p.short(patience) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if !l.soon(l.line.waiting()) {
 			cancel()
 		}
 	})
 	return ctx, func() { look.Stop(); cancel() }
+}
+
+// soon reports whether n more messages, not of sign-in mail, will go out fast, and all within patienceLong. mu is held.
+func (l *lane) soon(n int) bool {
+	return l.kind != message.Auth && l.pace.within(time.Second) >= fast && n <= l.pace.within(patienceLong)
 }
 
 // tryTake is take at this moment; wait says that in a moment it may succeed.
@@ -225,7 +235,7 @@ func (l *lane) tryTake(t *try) (ok, wait bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	limit := l.limit()
-	if limit == 0 || l.backlog && l.unclaimed > ahead*limit {
+	if limit == 0 || l.backlog && l.unclaimed > ahead*limit && !l.soon(l.unclaimed) {
 		return false, false
 	}
 	full := l.outstanding >= ahead*limit || l.outstanding > 0 && l.octets+octets > l.window
@@ -255,6 +265,7 @@ func (l *lane) done(octets int, left bool) {
 	l.mu.Lock()
 	l.outstanding--
 	l.octets -= int64(octets)
+	l.pace.count()
 	look := left || l.backlog || l.cramped
 	l.mu.Unlock()
 	signal(l.freed)

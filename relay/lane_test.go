@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"gatepost/config"
@@ -95,31 +96,60 @@ func TestAClientWaitsNoLongerThanAMomentForRoomInALane(t *testing.T) {
 	})
 }
 
-func TestAClientWaitsLongerForRoomWhereProcessorsAreShortButNotWithACode(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		g := newRig(t, nil)
-		signing := g.relay.processors.gate
-		wait := func(kind message.Kind, d time.Duration) {
-			t.Helper()
+func TestAClientWaitsLongerForRoomWhereItsTurnComesSoonButNotWithACode(t *testing.T) {
+	for _, tt := range []struct {
+		kind    message.Kind
+		ends    int // in 40 ms
+		waiting int
+		want    time.Duration
+	}{
+		{message.Marketing, 40, 150, patienceLong},
+		{message.Marketing, 40, 151, patience},
+		{message.Marketing, 16, 60, patienceLong},
+		{message.Marketing, 15, 1, patience},
+		{message.Marketing, 0, 1, patience},
+		{message.Auth, 40, 1, patience},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLane("news", tt.kind)
+			for range 1 + tt.waiting {
+				l.line.queue(false)
+			}
 			began := time.Now()
-			ctx, cancel := (&lane{kind: kind}).patience(g.relay.processors)
+			time.AfterFunc(10*time.Millisecond, func() {
+				for range tt.ends {
+					l.done(0, false)
+				}
+			})
+			ctx, cancel := l.patience()
 			defer cancel()
 			<-ctx.Done()
-			if took := time.Since(began); took != d {
-				t.Errorf("%v mail waited %v, want %v", kind, took, d)
+			if took := time.Since(began); took != tt.want {
+				t.Errorf("%v mail behind %d others, of which %d went in 40 ms, waits %v, want %v", tt.kind, tt.waiting, tt.ends, took, tt.want)
 			}
+		})
+	}
+}
+
+func TestABurstThatTheUpstreamsKeepUpWithIsNoBacklog(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, nil)
+		g.marketing.set(func(s *service) { s.verdict = takes(4 * time.Millisecond) })
+		var senders sync.WaitGroup
+		for range 30 {
+			senders.Go(func() {
+				for range 20 {
+					g.newsletter()
+				}
+			})
 		}
-		wait(message.Marketing, patience)
-		var places []*ticket
-		for p := signing.tryEnter(); p != nil; p = signing.tryEnter() {
-			places = append(places, p)
+		senders.Wait()
+		time.Sleep(time.Second)
+		if n := len(g.history.of(event.Accepted)); n != 0 {
+			t.Errorf("%d of 600 mails were queued, want none", n)
 		}
-		for _, kind := range []message.Kind{message.Marketing, message.Auth} {
-			time.AfterFunc(patience/2, func() { signing.queue(false) })
-			wait(kind, map[message.Kind]time.Duration{message.Marketing: patienceBusy, message.Auth: patience}[kind])
-		}
-		for _, p := range places {
-			p.leave()
+		if n := len(g.history.of(event.Delivered)); n != 600 {
+			t.Errorf("%d of 600 mails were delivered", n)
 		}
 	})
 }

@@ -69,9 +69,6 @@ func (p *processors) came() {
 
 func (p *processors) expect() { p.gate.expect(time.Now().Add(onTheWay)) }
 
-// short reports whether all processors have been in use within the last d, so that mail waits for one.
-func (p *processors) short(d time.Duration) bool { return p.gate.crowded(d) }
-
 // sign runs do, which signs mail of kind, when it has its turn; sign-in mail goes first. It fails when ctx ends before.
 func (p *processors) sign(ctx context.Context, kind message.Kind, do func()) error {
 	auth := kind == message.Auth
