@@ -133,6 +133,13 @@ type EventQuery struct {
 	Newest  bool   // newest first; else oldest first
 }
 
+// SQLite's index of addresses is by chunk of history, so it is asked for one chunk after another.
+const (
+	byChunk  = " INDEXED BY event_address"
+	inChunks = `seq >> 10 IN (WITH RECURSIVE chunk(n) AS (SELECT min(seq) >> 10 FROM event WHERE node = 1
+	UNION ALL SELECT n + 1 FROM chunk WHERE n < (SELECT max(seq) >> 10 FROM event WHERE node = 1)) SELECT n FROM chunk)`
+)
+
 // Events returns what history holds, in order of time; what one node recorded is in order of its numbers. Address is
 // empty in events of streams that keep only its HMAC, also when they were found by address.
 func (s *Store) Events(ctx context.Context, q EventQuery) (events []event.Event, err error) {
@@ -163,8 +170,18 @@ func (s *Store) Events(ctx context.Context, q EventQuery) (events []event.Event,
 
 // appendEvents reads events that q chooses.
 func (s *Store) appendEvents(ctx context.Context, events []event.Event, q EventQuery) ([]event.Event, error) {
+	query, args := s.eventQuery(q)
+	err := s.read(ctx, func(rows scanner) (bool, error) {
+		e, err := scanEvent(rows)
+		events = append(events, e)
+		return err == nil, err
+	}, query, args...)
+	return events, err
+}
+
+// eventQuery returns the query for what q chooses.
+func (s *Store) eventQuery(q EventQuery) (query string, args []any) {
 	var where []string
-	var args []any
 	add := func(condition string, value any) { where, args = append(where, condition), append(args, value) }
 	order := "at, node, seq"
 	if q.Node != 0 || s.fleet == nil {
@@ -175,18 +192,17 @@ func (s *Store) appendEvents(ctx context.Context, events []event.Event, q EventQ
 	if q.Message != 0 {
 		add("message = ?", int64(q.Message))
 	}
+	from := ""
 	if q.Address != "" {
+		if s.fleet == nil {
+			from, where = byChunk, append(where, inChunks)
+		}
 		add("address_key = ?", s.history.of(q.Address))
 	}
 	if q.Newest {
 		order = strings.ReplaceAll(order, ",", " DESC,") + " DESC"
 	}
-	err := s.read(ctx, func(rows scanner) (bool, error) {
-		e, err := scanEvent(rows)
-		events = append(events, e)
-		return err == nil, err
-	}, eventSelect+" WHERE "+strings.Join(where, " AND ")+" ORDER BY "+order+" LIMIT ?", append(args, q.Limit)...)
-	return events, err
+	return eventSelect + from + " WHERE " + strings.Join(where, " AND ") + " ORDER BY " + order + " LIMIT ?", append(args, q.Limit)
 }
 
 // nodes returns the numbers of all nodes that there have been.

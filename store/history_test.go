@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -42,6 +43,47 @@ func TestHistoryKeepsAddressesAsTold(t *testing.T) {
 	es = must(s.Events(t.Context(), EventQuery{Address: "anna@example.net", After: 2}))
 	if len(es) != 2 || es[0].Address != "Anna@example.net" || es[1].Address != "" {
 		t.Errorf("under the other setting: %+v", es)
+	}
+}
+
+func TestAnAddressIsFoundInAllOfALongHistory(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Options{Dir: t.TempDir()}, nil)
+	if es := must(s.Events(t.Context(), EventQuery{Address: "kim@example.net"})); len(es) != 0 {
+		t.Errorf("found %+v in an empty history", es)
+	}
+	const all, every = 5000, 499 // some chunks of a thousand
+	var want []int64
+	for seq := int64(1); seq <= all; seq++ {
+		address := "others@example.net"
+		if seq%every == 0 {
+			address, want = "Kim@example.net", append(want, seq)
+		}
+		s.Record(event.Event{Kind: event.Alarm, Stream: "auth", Address: address})
+	}
+	eventually(t, "all are recorded", func() bool { return len(must(s.Events(t.Context(), EventQuery{After: all - 1}))) == 1 })
+	found := func(q EventQuery) (seqs []int64) {
+		q.Address = "kim@example.net"
+		for _, e := range must(s.Events(t.Context(), q)) {
+			seqs = append(seqs, e.Seq)
+		}
+		return seqs
+	}
+	newest := slices.Clone(want)
+	slices.Reverse(newest)
+	for name, tt := range map[string]struct {
+		q    EventQuery
+		want []int64
+	}{
+		"all":             {EventQuery{}, want},
+		"the newest":      {EventQuery{Newest: true}, newest},
+		"the newest two":  {EventQuery{Newest: true, Limit: 2}, newest[:2]},
+		"the oldest two":  {EventQuery{Limit: 2}, want[:2]},
+		"after the third": {EventQuery{After: want[2]}, want[3:]},
+	} {
+		if got := found(tt.q); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
 	}
 }
 

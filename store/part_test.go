@@ -353,6 +353,7 @@ func TestADatabaseOfTheFirstSchemaIsMigratedWithItsMail(t *testing.T) {
 	mustPut(t, s, true, own)
 	closeTest(t, s)
 	if err := sqlOn(filepath.Join(dir, databaseFile), "DROP INDEX submission_expires", "DROP INDEX submission_message", "DROP TABLE body_part", "DROP TABLE signature", "ALTER TABLE body DROP COLUMN octets",
+		"DROP INDEX event_address", "CREATE INDEX event_address ON event(address_key, at)",
 		"UPDATE meta SET value = '1' WHERE key = 'schema'"); err != nil {
 		t.Fatal(err)
 	}
@@ -368,6 +369,9 @@ func TestADatabaseOfTheFirstSchemaIsMigratedWithItsMail(t *testing.T) {
 	}
 	if es := must(s.Events(t.Context(), EventQuery{Message: own.ID})); len(es) != 2 || es[0].Kind != event.Recovered {
 		t.Errorf("events %+v", es)
+	}
+	if es := must(s.Events(t.Context(), EventQuery{Address: own.Recipients[0].Address})); len(es) < 4 {
+		t.Errorf("found by address: %+v", es)
 	}
 	eventually(t, "the parts are gone", func() bool { return countParts(t, s) == 0 })
 }
