@@ -217,16 +217,16 @@ func (l *lane) patience() (context.Context, context.CancelFunc) {
 	look := time.AfterFunc(patience, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if !l.soon(l.line.waiting()) {
+		if !l.soon(l.line.waiting(), patienceLong-patience) {
 			cancel()
 		}
 	})
 	return ctx, func() { look.Stop(); cancel() }
 }
 
-// soon reports whether n more messages, not of sign-in mail, will go out fast, and all within patienceLong. mu is held.
-func (l *lane) soon(n int) bool {
-	return l.kind != message.Auth && l.pace.within(time.Second) >= fast && n <= l.pace.within(patienceLong)
+// soon reports whether n more messages, not of sign-in mail, will go out fast, and all within d. mu is held.
+func (l *lane) soon(n int, d time.Duration) bool {
+	return l.kind != message.Auth && l.pace.within(time.Second) >= fast && n <= l.pace.within(d)
 }
 
 // tryTake is take at this moment; wait says that in a moment it may succeed.
@@ -235,7 +235,7 @@ func (l *lane) tryTake(t *try) (ok, wait bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	limit := l.limit()
-	if limit == 0 || l.backlog && l.unclaimed > ahead*limit && !l.soon(l.unclaimed) {
+	if limit == 0 || l.backlog && l.unclaimed > ahead*limit && !l.soon(l.unclaimed, patienceLong) {
 		return false, false
 	}
 	full := l.outstanding >= ahead*limit || l.outstanding > 0 && l.octets+octets > l.window

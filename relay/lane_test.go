@@ -103,9 +103,9 @@ func TestAClientWaitsLongerForRoomWhereItsTurnComesSoonButNotWithACode(t *testin
 		waiting int
 		want    time.Duration
 	}{
-		{message.Marketing, 40, 150, patienceLong},
-		{message.Marketing, 40, 151, patience},
-		{message.Marketing, 16, 60, patienceLong},
+		{message.Marketing, 40, 100, patienceLong},
+		{message.Marketing, 40, 101, patience},
+		{message.Marketing, 16, 40, patienceLong},
 		{message.Marketing, 15, 1, patience},
 		{message.Marketing, 0, 1, patience},
 		{message.Auth, 40, 1, patience},

@@ -134,15 +134,24 @@ func (r *Relay) Limit(client string, header []byte) int64 {
 func (r *Relay) Ready(client, from string) error {
 	g := r.generation.Load()
 	err := error(reply.New(550, "5.7.1", "this client is not known"))
-	if c := g.config.Client[client]; c != nil {
-		for _, s := range c.Streams {
-			if err = r.ready(g.plans[s], ""); err == nil {
-				if g.policy.ExpectsAuth(client, from) {
-					r.processors.announce()
-				}
-				return nil
-			}
+	c := g.config.Client[client]
+	if c == nil {
+		return err
+	}
+	expects, taken := g.policy.ExpectsAuth(client, from), false
+	for _, s := range c.Streams {
+		p := g.plans[s]
+		if e := r.ready(p, ""); e != nil {
+			err = e
+			continue
 		}
+		if taken = true; expects && p.stream.Kind == message.Auth {
+			r.processors.announce()
+			break
+		}
+	}
+	if taken {
+		return nil
 	}
 	return err
 }

@@ -133,10 +133,11 @@ type EventQuery struct {
 	Newest  bool   // newest first; else oldest first
 }
 
-// SQLite's index of addresses is by chunk of history, so it is asked for one chunk after another.
+// SQLite's index of addresses is by chunk of history, so it is asked for one chunk after another, from a number on: a page
+// for each thousand events.
 const (
 	byChunk  = " INDEXED BY event_address"
-	inChunks = `seq >> 10 IN (WITH RECURSIVE chunk(n) AS (SELECT min(seq) >> 10 FROM event WHERE node = 1
+	inChunks = `seq >> 10 IN (WITH RECURSIVE chunk(n) AS (SELECT max(min(seq), ?) >> 10 FROM event WHERE node = 1
 	UNION ALL SELECT n + 1 FROM chunk WHERE n < (SELECT max(seq) >> 10 FROM event WHERE node = 1)) SELECT n FROM chunk)`
 )
 
@@ -194,8 +195,9 @@ func (s *Store) eventQuery(q EventQuery) (query string, args []any) {
 	}
 	from := ""
 	if q.Address != "" {
-		if s.fleet == nil {
-			from, where = byChunk, append(where, inChunks)
+		if s.fleet == nil && q.Message == 0 {
+			from = byChunk
+			add(inChunks, q.After+1)
 		}
 		add("address_key = ?", s.history.of(q.Address))
 	}

@@ -80,6 +80,8 @@ func TestAnAddressIsFoundInAllOfALongHistory(t *testing.T) {
 		"the newest two":  {EventQuery{Newest: true, Limit: 2}, newest[:2]},
 		"the oldest two":  {EventQuery{Limit: 2}, want[:2]},
 		"after the third": {EventQuery{After: want[2]}, want[3:]},
+		"after the last":  {EventQuery{After: all}, nil},
+		"of one message":  {EventQuery{Message: 7}, nil},
 	} {
 		if got := found(tt.q); !slices.Equal(got, tt.want) {
 			t.Errorf("%s: %v, want %v", name, got, tt.want)

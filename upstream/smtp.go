@@ -36,18 +36,18 @@ type smtpUpstream struct {
 	shut     context.CancelFunc
 	leaving  sync.WaitGroup // what is done beside: QUIT, NOOP, spares
 
-	mu       sync.Mutex
-	live     map[*smtpConn]bool      // all that are logged in
-	pool     []*smtpConn             // those of them that wait for a mail
-	wants    []*want                 // mails that wait for one
-	making   int                     // that are being opened for mail
-	coming   int                     // spares that are being opened
+	mu      sync.Mutex
+	live    map[*smtpConn]bool      // all that are logged in
+	pool    []*smtpConn             // those of them that wait for a mail
+	wants   []*want                 // mails that wait for one
+	making  int                     // that are being opened for mail
+	coming  int                     // spares that are being opened
 	dialing int                     // of both, those that the host may see
-	ending   map[*smtpConn]time.Time // that were told QUIT, and when
-	gone     chan struct{}           // closed, and another put in its place, when the host sees one less
-	absence  absence                 // of spares
-	habits   habits
-	closed   bool // Close has had its end: nothing is kept or quit politely
+	ending  map[*smtpConn]time.Time // that were told QUIT, and when
+	gone    chan struct{}           // closed, and another put in its place, when the host sees one less
+	absence absence                 // of spares
+	habits  habits
+	closed  bool // Close has had its end: nothing is kept or quit politely
 }
 
 func newSMTP(c *config.Upstream, hostname string, egress *Egress, lanes []LaneKind) (*smtpUpstream, error) {
@@ -144,14 +144,34 @@ func (u *smtpUpstream) named(err error) error {
 
 // crowded reports whether err says that the connections we have are as many as the host wants, and keeps to that.
 func (u *smtpUpstream) crowded(err error) bool {
-	p, ok := errors.AsType[*Paused](err)
-	if !ok || p.Verdict.Code != 421 {
+	if !isCrowded(err) {
 		return false
 	}
 	u.mu.Lock()
 	open := len(u.live)
 	u.mu.Unlock()
 	return u.slots.lower(open)
+}
+
+// isCrowded reports whether err is a host's 421.
+func isCrowded(err error) bool {
+	p, ok := errors.AsType[*Paused](err)
+	return ok && p.Verdict.Code == 421
+}
+
+// pause waits for d, and reports false where there is nothing to wait for or ctx ends before.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return false
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // checkOut returns a kept connection that still works, or else the first that there is: a new one, or one that somebody
@@ -223,10 +243,14 @@ func (u *smtpUpstream) newConn(ctx context.Context, lane string) (*smtpConn, err
 
 // enter logs in, once there is room, and counts the connection among the live, unless the upstream has closed meanwhile.
 func (u *smtpUpstream) enter(ctx context.Context, lane string) (*smtpConn, error) {
-	if err := u.makeRoom(ctx, lane); err != nil {
+	counted, err := u.makeRoom(ctx, lane)
+	if err != nil {
 		return nil, err
 	}
 	c, err := u.login(ctx)
+	if isCrowded(err) && pause(ctx, time.Until(counted)) {
+		c, err = u.login(ctx)
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.dialing--

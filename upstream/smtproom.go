@@ -7,7 +7,8 @@ import (
 )
 
 // What a host that was told QUIT gets to close a connection before it is closed here, because another is to take its
-// place. Sign-in mail does not wait for long: a host that still counts the old one may answer 421, but need not.
+// place. Sign-in mail does not wait for long: a host that still counts the old one may answer 421, but need not. If it does,
+// the rest of the time is waited for after all.
 const (
 	roomTime     = 250 * time.Millisecond
 	roomTimeAuth = 50 * time.Millisecond
@@ -15,30 +16,37 @@ const (
 
 // makeRoom waits, where a connection that is to be made for lane would be one too many, until one of those has gone that
 // were told QUIT: until it has read that, the host counts them. Then it counts the new one as being dialed. Its error is
-// ctx's.
-func (u *smtpUpstream) makeRoom(ctx context.Context, lane string) error {
+// ctx's. Where it could not wait for long enough, the host may still count one more until the time that it returns.
+func (u *smtpUpstream) makeRoom(ctx context.Context, lane string) (counted time.Time, err error) {
 	patience := roomTime
 	if slices.Contains(u.slots.auth, lane) {
 		patience = roomTimeAuth
 	}
-	limit, _ := u.slots.room()
+	until := time.Now().Add(patience)
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for ctx.Err() == nil && len(u.ending) > 0 && len(u.live)+u.dialing+len(u.ending) >= limit {
+	for ctx.Err() == nil && u.isFull() {
 		c := u.firstToEnd()
-		left := time.Until(u.ending[c].Add(patience))
-		if left <= 0 {
-			c.tcp.Close()
-			delete(u.ending, c)
-			break
+		told := u.ending[c]
+		if left := min(time.Until(until), time.Until(told.Add(patience))); left > 0 {
+			u.wait(ctx, left)
+			continue
 		}
-		u.wait(ctx, left)
+		c.tcp.Close()
+		delete(u.ending, c)
+		counted = told.Add(roomTime)
 	}
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return counted, ctx.Err()
 	}
 	u.dialing++
-	return nil
+	return counted, nil
+}
+
+// isFull reports whether the host may have as many connections as it wants, and some of them are about to go. mu is held.
+func (u *smtpUpstream) isFull() bool {
+	limit, _ := u.slots.room()
+	return len(u.ending) > 0 && len(u.live)+u.dialing+len(u.ending) >= limit
 }
 
 // wait waits until a connection has gone, for d at most. mu is held, but not meanwhile.

@@ -113,6 +113,74 @@ func TestSignInMailDoesNotWaitLongForAHostThatIsSlowToLeave(t *testing.T) {
 	})
 }
 
+func TestACodeWaitsNoLongerForRoomBecauseNewslettersTakeWhatComesFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 8
+		h, u := warmBubble(t, limit, oneMail, authLane, bulkLane)
+		slowToLeave(h, 45*time.Millisecond, func(int) bool { return false })
+		over := make(chan struct{})
+		var senders sync.WaitGroup
+		for range 12 {
+			senders.Go(func() {
+				for {
+					select {
+					case <-over:
+						return
+					default:
+					}
+					s, err := u.Reserve(t.Context(), "marketing")
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					wantClasses(t, s.Send(t.Context(), envelope(), net.Buffers{text}, commit), message.Accepted)
+					s.Release()
+				}
+			})
+		}
+		for range 50 {
+			time.Sleep(61 * time.Millisecond)
+			began := time.Now()
+			wantClasses(t, send(t, u, envelope()), message.Accepted)
+			if took := time.Since(began); took > 60*time.Millisecond {
+				t.Errorf("a code took %v beside newsletters, want no more than the 50 ms that a host has for QUIT", took)
+			}
+		}
+		close(over)
+		senders.Wait()
+	})
+}
+
+func TestAHostThatCountsWhatWasToldQUITDoesNotStopCodes(t *testing.T) {
+	for _, limit := range []int{1, 8} {
+		synctest.Test(t, func(t *testing.T) {
+			o := oneMail
+			o.MaxConnections = limit
+			h, u := warmBubble(t, limit, o, authLane)
+			slowToLeave(h, 150*time.Millisecond, func(int) bool { return false })
+			for range 4 {
+				began := time.Now()
+				var codes sync.WaitGroup
+				for range limit {
+					codes.Go(func() {
+						s, err := u.Reserve(t.Context(), "auth")
+						if err != nil {
+							t.Errorf("limit %d: a code cannot go: %v", limit, err)
+							return
+						}
+						defer s.Release()
+						wantClasses(t, s.Send(t.Context(), envelope(), net.Buffers{text}, commit), message.Accepted)
+					})
+				}
+				codes.Wait()
+				if took := time.Since(began); took > 260*time.Millisecond {
+					t.Errorf("limit %d: codes took %v, want no more than the 250 ms that a host has in all", limit, took)
+				}
+			}
+		})
+	}
+}
+
 func TestAMailThatGivesUpCutsNoConnectionThatIsLeaving(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 2
