@@ -145,7 +145,11 @@ func (r *Relay) Ready(client, from string) error {
 			err = e
 			continue
 		}
-		if taken = true; expects && p.stream.Kind == message.Auth {
+		taken = true
+		if !expects {
+			break
+		}
+		if p.stream.Kind == message.Auth {
 			r.processors.announce()
 			break
 		}
